@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+# What the presets add for copipe's own developers: warnings as errors, and sanitizers. The presets name this file in
+# CMAKE_PROJECT_copipe_INCLUDE, so it is read right after project(), where the compiler is known; a plain configure, and a
+# project that uses copipe, never see it.
+#   COPIPE_SANITIZERS   the value for -fsanitize=, or empty
+
+add_compile_options(-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror)
+
+if(COPIPE_SANITIZERS)
+    add_compile_options(-fsanitize=${COPIPE_SANITIZERS} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+    add_link_options(-fsanitize=${COPIPE_SANITIZERS})
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+        # Instrumentation at a function's entry, exit or frame keeps g++ from making symmetric transfer a tail call.
+        if(COPIPE_SANITIZERS MATCHES "thread")
+            # Asio uses atomic_thread_fence, about which g++ warns that ThreadSanitizer does not model it.
+            add_compile_options("SHELL:--param tsan-instrument-func-entry-exit=0" -Wno-tsan)
+        else()
+            add_compile_options("SHELL:--param asan-stack=0")
+        endif()
+    endif()
+endif()
