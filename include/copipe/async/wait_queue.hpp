@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+// The coroutines that wait for one condition of their own rank, and the simplest conditions: a one-shot event, a counter
+// that only grows, and a turnstile. All are for one executor's thread; a channel is what crosses threads.
+#pragma once
+
+#include "copipe/async/executor.hpp"
+#include "copipe/async/task.hpp"
+
+#include <coroutine>
+#include <cstdint>
+#include <optional>
+#include <stop_token>
+
+namespace copipe {
+
+/// A stop callback without type erasure or allocation: calls `Owner::on_stop()` when the token is stopped.
+template <class Owner>
+class on_stop_request {
+public:
+    void arm(std::stop_token const& stop, Owner& owner) {
+        if (stop.stop_possible()) callback_.emplace(stop, call{&owner});
+    }
+    void disarm() noexcept { callback_.reset(); }
+
+private:
+    struct call {
+        Owner* owner;
+        void operator()() const noexcept { owner->on_stop(); }
+    };
+    std::optional<std::stop_callback<call>> callback_{};
+};
+
+/// Coroutines waiting for a number to be reached. Waiting allocates nothing; cancelling ends a wait with `cancelled`.
+class wait_queue {
+public:
+    wait_queue() = default;
+    wait_queue(wait_queue const&) = delete;
+    auto operator=(wait_queue const&) -> wait_queue& = delete;
+
+    /// One wait, until `wake(value)` with value >= `wanted`. Lives in the frame of the coroutine that waits.
+    class [[nodiscard]] awaiter : waiter {
+    public:
+        awaiter(wait_queue& queue, std::uint64_t wanted, bool ready) noexcept
+            : queue_(&queue), wanted_(wanted), ready_(ready) {}
+        awaiter(awaiter const&) = delete;
+        auto operator=(awaiter const&) -> awaiter& = delete;
+
+        [[nodiscard]] auto await_ready() const noexcept -> bool { return ready_; }
+        [[nodiscard]] auto await_suspend(std::coroutine_handle<> self, environment const* inherited) -> bool {
+            handle = self;
+            env = inherited;
+            if (inherited->stop.stop_requested()) throw cancelled{};
+            queue_->insert(*this);
+            stop_.arm(inherited->stop, *this);
+            return true;
+        }
+        void await_resume() {
+            stop_.disarm();
+            if (cancelled_) throw cancelled{};
+        }
+
+    private:
+        friend class wait_queue;
+        friend class on_stop_request<awaiter>;
+
+        void on_stop() noexcept {
+            if (!queue_) return; // already woken: the wait ends with its result
+            queue_->erase(*this);
+            cancelled_ = true;
+            env->exec->post(*this);
+        }
+
+        wait_queue* queue_;
+        awaiter* after_ = nullptr;
+        std::uint64_t wanted_;
+        bool ready_;
+        bool cancelled_ = false;
+        on_stop_request<awaiter> stop_{};
+    };
+
+    /// Resumes, in the order of what they want, all that want at most `value`.
+    void wake(std::uint64_t value) noexcept {
+        while (first_ && first_->wanted_ <= value) {
+            awaiter& woken = *first_;
+            first_ = woken.after_;
+            woken.queue_ = nullptr;
+            woken.env->exec->post(woken);
+        }
+    }
+
+private:
+    void insert(awaiter& added) noexcept {
+        awaiter** place = &first_;
+        while (*place && (*place)->wanted_ <= added.wanted_) place = &(*place)->after_;
+        added.after_ = *place;
+        *place = &added;
+    }
+    void erase(awaiter& gone) noexcept {
+        awaiter** place = &first_;
+        while (*place != &gone) place = &(*place)->after_;
+        *place = gone.after_;
+        gone.queue_ = nullptr;
+    }
+
+    awaiter* first_ = nullptr;
+};
+
+/// A number that only grows, and coroutines that wait for it to reach a value: the primitive of a pipeline.
+class progress_counter {
+public:
+    [[nodiscard]] auto value() const noexcept -> std::uint64_t { return value_; }
+    /// `co_await counter.reached(n)` goes on when the counter is at least n; throws `cancelled` if stopped before.
+    [[nodiscard]] auto reached(std::uint64_t wanted) noexcept -> wait_queue::awaiter {
+        return {waiting_, wanted, value_ >= wanted};
+    }
+    void advance(std::uint64_t by = 1) noexcept { waiting_.wake(value_ += by); }
+    /// Back to zero, for the next step. Nobody may be waiting.
+    void reset() noexcept { value_ = 0; }
+
+private:
+    std::uint64_t value_ = 0;
+    wait_queue waiting_{};
+};
+
+/// An event that happens at most once until it is reset: `co_await event.wait()` goes on when it has been `set`.
+class one_shot_event {
+public:
+    [[nodiscard]] auto is_set() const noexcept -> bool { return happened_.value() != 0; }
+    [[nodiscard]] auto wait() noexcept -> wait_queue::awaiter { return happened_.reached(1); }
+    void set() noexcept {
+        if (!is_set()) happened_.advance();
+    }
+    void reset() noexcept { happened_.reset(); }
+
+private:
+    progress_counter happened_{};
+};
+
+/// Admits chunks to a rank's compute stream in program order, whatever order they become ready in.
+class turnstile {
+public:
+    /// `co_await turnstile.turn(i)` goes on when turns 0 to i-1 have been passed on.
+    [[nodiscard]] auto turn(std::uint64_t ticket) noexcept -> wait_queue::awaiter { return passed_.reached(ticket); }
+    /// Ends the current turn.
+    void pass() noexcept { passed_.advance(); }
+    void reset() noexcept { passed_.reset(); }
+
+private:
+    progress_counter passed_{};
+};
+
+static_assert(awaitable<wait_queue::awaiter>);
+
+} // namespace copipe

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// The default device: CUDA's streams, events and stream-ordered memory on CPU threads, so that an ordering mistake shows on
+// a laptop.
+#pragma once
+
+#include "copipe/device/host_stream.hpp"
+
+#include <cstddef>
+#include <deque>
+#include <string_view>
+
+namespace copipe {
+
+/// A device of one rank on the host. Each stream has a worker thread; with `host_execution::inline_` it has none, and work runs
+/// where it is enqueued (for tests of ordering-free code and for measuring the engine itself).
+class host_device {
+public:
+    using stream = host_stream;
+    using event = host_event;
+
+    host_device() = default;
+    explicit host_device(host_execution execution) : execution_(execution) {}
+
+    [[nodiscard]] auto open_stream(std::string_view) -> host_stream& { return streams_.emplace_back(ledger_, execution_); }
+    [[nodiscard]] auto now() const noexcept -> double { return host_seconds(); }
+    [[nodiscard]] auto memory_in_use() const noexcept -> std::size_t { return ledger_.in_use; }
+    [[nodiscard]] auto peak_memory() const noexcept -> std::size_t { return ledger_.peak; }
+    void reset_peak_memory() noexcept { ledger_.peak = ledger_.in_use; }
+
+private:
+    host_execution execution_ = host_execution::worker_thread;
+    memory_ledger ledger_{};
+    std::deque<host_stream> streams_{};
+};
+
+static_assert(device<host_device>);
+
+} // namespace copipe

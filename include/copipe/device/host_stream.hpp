@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+// A CUDA-like stream on the CPU: a FIFO of launches executed by a worker thread, events as snapshots of its progress.
+#pragma once
+
+#include "copipe/device/device.hpp"
+#include "copipe/device/host_memory.hpp"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <concepts>
+#include <coroutine>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <type_traits>
+#include <utility>
+
+namespace copipe {
+
+class host_stream;
+
+/// Seconds on the host's monotonic clock.
+[[nodiscard]] inline auto host_seconds() noexcept -> double {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+/// The moment a timed event completed; recycled by the stream it was recorded in.
+struct host_timestamp {
+    double seconds = 0;
+    host_timestamp* next = nullptr;
+};
+
+/// An event of a host_stream: "the first n launches have completed".
+class host_event {
+public:
+    host_event() = default;
+    host_event(host_event&& other) noexcept
+        : stream_(std::exchange(other.stream_, nullptr)), launches_(other.launches_), stamp_(std::exchange(other.stamp_, nullptr)) {}
+    auto operator=(host_event&& other) noexcept -> host_event& {
+        std::swap(stream_, other.stream_);
+        std::swap(launches_, other.launches_);
+        std::swap(stamp_, other.stamp_);
+        return *this;
+    }
+    inline ~host_event();
+
+    [[nodiscard]] inline auto done() const noexcept -> bool;
+    [[nodiscard]] auto time() const noexcept -> double { return stamp_ ? stamp_->seconds : 0; }
+    [[nodiscard]] inline auto on_completion(waiter& w) const -> bool;
+
+    class [[nodiscard]] completion_awaiter : waiter {
+    public:
+        explicit completion_awaiter(host_event const& event) noexcept : event_(&event) {}
+        [[nodiscard]] auto await_ready() const noexcept -> bool { return event_->done(); }
+        [[nodiscard]] auto await_suspend(std::coroutine_handle<> self, environment const* inherited) -> bool {
+            handle = self;
+            env = inherited;
+            return event_->on_completion(*this);
+        }
+        inline void await_resume() const;
+
+    private:
+        host_event const* event_;
+    };
+    [[nodiscard]] auto completion() const noexcept -> completion_awaiter { return completion_awaiter{*this}; }
+
+private:
+    friend class host_stream;
+    host_event(host_stream& stream, std::uint64_t launches, host_timestamp* stamp) noexcept
+        : stream_(&stream), launches_(launches), stamp_(stamp) {}
+
+    host_stream* stream_ = nullptr;
+    std::uint64_t launches_ = 0;
+    host_timestamp* stamp_ = nullptr;
+};
+
+/// Whether a stream has a worker thread of its own, or runs each launch at once on the thread that enqueues it.
+enum class host_execution : bool { worker_thread, inline_ };
+
+/// A FIFO of launches. One host thread enqueues (the rank's); a full queue of 256 launches blocks it, as CUDA does.
+///
+/// `launch(f)` enqueues any trivially destructible callable of at most 240 bytes: it must capture pointers and sizes, never
+/// tensors, as a CUDA kernel would. If it throws, later launches are skipped until the failure has been reported: by the
+/// next completion that is awaited, or by `synchronize`.
+class host_stream {
+public:
+    using event = host_event;
+
+    host_stream(memory_ledger& ledger, host_execution execution) : memory_(ledger) {
+        if (execution == host_execution::worker_thread) {
+            queue_ = std::make_unique<queue>();
+            worker_ = std::thread([this] { work(); });
+        }
+    }
+    host_stream(host_stream const&) = delete;
+    auto operator=(host_stream const&) -> host_stream& = delete;
+    ~host_stream() {
+        if (worker_.joinable()) {
+            enqueue([this] { stopping_ = true; });
+            worker_.join();
+        }
+        while (free_stamps_) delete std::exchange(free_stamps_, free_stamps_->next);
+    }
+
+    template <std::invocable F>
+    void launch(F f) {
+        enqueue([this, f]() mutable noexcept {
+            if (failed_at_.load(std::memory_order_relaxed) != never) return;
+            try {
+                f();
+            } catch (...) {
+                failure_ = std::current_exception();
+                failed_at_.store(completed_.load(std::memory_order_relaxed) + 1, std::memory_order_release);
+            }
+        });
+    }
+
+    void copy(void* to, void const* from, std::size_t bytes) {
+        launch([=] { std::memcpy(to, from, bytes); });
+    }
+    void zero(void* to, std::size_t bytes) {
+        launch([=] { std::memset(to, 0, bytes); });
+    }
+    void add(float* sum, float const* addend, std::size_t count) {
+        launch([=] { std::transform(sum, sum + count, addend, sum, std::plus<>{}); });
+    }
+
+    [[nodiscard]] auto record(timing timed = timing::off) -> host_event {
+        host_timestamp* stamp = nullptr;
+        if (timed == timing::on) {
+            stamp = free_stamps_ ? std::exchange(free_stamps_, free_stamps_->next) : new host_timestamp;
+            enqueue([stamp]() noexcept { stamp->seconds = host_seconds(); });
+        }
+        return {*this, launched_, stamp};
+    }
+
+    void wait(host_event const& e) {
+        if (!e.stream_ || e.stream_ == this || e.done()) return;
+        enqueue([other = e.stream_, n = e.launches_]() noexcept { other->wait_on_host(n); });
+    }
+
+    void synchronize() {
+        wait_on_host(launched_);
+        if (failed_at_.load(std::memory_order_acquire) != never) rethrow();
+    }
+
+    [[nodiscard]] auto memory() noexcept -> std::pmr::memory_resource* { return &memory_; }
+
+private:
+    friend class host_event;
+    static constexpr std::uint64_t never = std::numeric_limits<std::uint64_t>::max();
+    static constexpr std::size_t capacity = 256;
+
+    struct slot {
+        void (*run)(void*) = nullptr;
+        alignas(16) std::array<std::byte, 240> callable;
+    };
+    using queue = std::array<slot, capacity>;
+
+    template <class F>
+    void enqueue(F f) {
+        static_assert(sizeof(F) <= sizeof(slot::callable) && alignof(F) <= 16,
+                      "a launch captures at most 232 bytes: pass a pointer to a struct that outlives it");
+        static_assert(std::is_trivially_destructible_v<F>,
+                      "a launch captures pointers and sizes, not owners: keep tensors alive on the host instead");
+        if (!queue_) {
+            f();
+            completed_.store(++launched_, std::memory_order_release);
+            return;
+        }
+        if (launched_ >= capacity) wait_on_host(launched_ - capacity + 1);
+        slot& next = (*queue_)[launched_ % capacity];
+        ::new (static_cast<void*>(next.callable.data())) F(std::move(f));
+        next.run = [](void* callable) { (*std::launder(static_cast<F*>(callable)))(); };
+        enqueued_.store(++launched_, std::memory_order_release);
+        enqueued_.notify_one();
+    }
+
+    void work() {
+        for (std::uint64_t next = 0; !stopping_; ++next) {
+            enqueued_.wait(next, std::memory_order_acquire);
+            slot& current = (*queue_)[next % capacity];
+            current.run(current.callable.data());
+            completed_.store(next + 1, std::memory_order_seq_cst);
+            completed_.notify_all();
+            if (waiting_.load(std::memory_order_seq_cst)) wake_waiters(next + 1);
+        }
+    }
+
+    void wait_on_host(std::uint64_t launches) const noexcept {
+        for (std::uint64_t seen; (seen = completed_.load(std::memory_order_acquire)) < launches;) completed_.wait(seen);
+    }
+
+    /// Waiters are few (at most one per chunk in flight) and come nearly in order.
+    auto notify_at(std::uint64_t launches, waiter& w) -> bool {
+        std::scoped_lock const lock{mutex_};
+        waiting_.store(true, std::memory_order_seq_cst);
+        if (completed_.load(std::memory_order_seq_cst) >= launches) return false;
+        waiters_.push_back({launches, &w});
+        return true;
+    }
+    void wake_waiters(std::uint64_t completed) {
+        std::scoped_lock const lock{mutex_};
+        std::size_t kept = 0;
+        for (auto& each : waiters_) {
+            if (each.launches <= completed) each.who->env->exec->wake(*each.who);
+            else waiters_[kept++] = each;
+        }
+        waiters_.resize(kept);
+        waiting_.store(kept != 0, std::memory_order_seq_cst);
+    }
+
+    void rethrow() {
+        wait_on_host(launched_);
+        failed_at_.store(never, std::memory_order_relaxed);
+        std::rethrow_exception(std::exchange(failure_, nullptr));
+    }
+
+    struct pending {
+        std::uint64_t launches;
+        waiter* who;
+    };
+
+    host_memory memory_;
+    std::unique_ptr<queue> queue_{};
+    std::uint64_t launched_ = 0;
+    std::atomic<std::uint64_t> enqueued_{0};
+    std::atomic<std::uint64_t> completed_{0};
+    std::atomic<std::uint64_t> failed_at_{never};
+    std::exception_ptr failure_{};
+    host_timestamp* free_stamps_ = nullptr;
+    std::atomic<bool> waiting_{false};
+    std::mutex mutex_{};
+    std::vector<pending> waiters_{};
+    bool stopping_ = false;
+    std::thread worker_{};
+};
+
+inline host_event::~host_event() {
+    if (stamp_) stamp_->next = std::exchange(stream_->free_stamps_, stamp_);
+}
+inline auto host_event::done() const noexcept -> bool {
+    return !stream_ || stream_->completed_.load(std::memory_order_acquire) >= launches_;
+}
+inline auto host_event::on_completion(waiter& w) const -> bool { return stream_ && stream_->notify_at(launches_, w); }
+inline void host_event::completion_awaiter::await_resume() const {
+    host_stream* const stream = event_->stream_;
+    if (stream && stream->failed_at_.load(std::memory_order_acquire) <= event_->launches_) stream->rethrow();
+}
+
+static_assert(device_event<host_event> && device_stream<host_stream>);
+
+} // namespace copipe
