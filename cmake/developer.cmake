@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-# What the presets add for copipe's own developers: warnings as errors, and sanitizers. The presets name this file in
-# CMAKE_PROJECT_copipe_INCLUDE, so it is read right after project(), where the compiler is known; a plain configure, and a
-# project that uses copipe, never see it.
+# What the presets add for those who work on copipe: warnings as errors, and sanitizers. They name this file in
+# CMAKE_PROJECT_copipe_INCLUDE, so it is read right after project(), where the compiler is known; a plain configure,
+# and a project that uses copipe, never see it.
 #   COPIPE_SANITIZERS   the value for -fsanitize=, or empty
 
 add_compile_options(-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror)
