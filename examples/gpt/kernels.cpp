@@ -25,9 +25,10 @@ struct matrix {
 matrix transpose(matrix m) noexcept { return {m.data, m.stride, CblasTrans}; }
 
 /// c [rows, columns] = scale * a [rows, inner] * b [inner, columns] + keep * c.
-void multiply(int rows, int columns, int inner, float scale, matrix a, matrix b, float keep, float* c, int stride) noexcept {
-    cblas_sgemm(CblasRowMajor, a.transposed, b.transposed, rows, columns, inner, scale, a.data, a.stride, b.data, b.stride,
-                keep, c, stride);
+void multiply(int rows, int columns, int inner, float scale, matrix a, matrix b, float keep, float* c,
+              int stride) noexcept {
+    cblas_sgemm(CblasRowMajor, a.transposed, b.transposed, rows, columns, inner, scale, a.data, a.stride, b.data,
+                b.stride, keep, c, stride);
 }
 
 void add_rows(int rows, int width, float const* x, float* total) noexcept {
@@ -55,8 +56,8 @@ void causal_softmax(int time, float* scores) noexcept {
     }
 }
 
-/// Turns the gradient of the probabilities into that of the scores. Behind the diagonal the probabilities are zero, and so is
-/// the result.
+/// Turns the gradient of the probabilities into that of the scores. Behind the diagonal the probabilities are zero,
+/// and so is the result.
 void softmax_backward(int time, float const* probabilities, float* gradient) noexcept {
     for (int t = 0; t < time; ++t, probabilities += time, gradient += time) {
         float const dot = sum(t + 1, [=](int s) { return probabilities[s] * gradient[s]; });
@@ -79,7 +80,8 @@ struct head_view {
         : size(s.channels / s.heads), packed_stride(3 * s.channels),
           packed(index{sequence} * s.time * packed_stride + index{head} * size),
           output(index{sequence} * s.time * s.channels + index{head} * size),
-          square((index{sequence} * s.heads + head) * s.time * s.time), scale(1.0f / std::sqrt(static_cast<float>(size))) {}
+          square((index{sequence} * s.heads + head) * s.time * s.time),
+          scale(1.0f / std::sqrt(static_cast<float>(size))) {}
 };
 
 /// gelu(x) = x * sigmoid(z) with z = 2 sqrt(2 / pi) (x + 0.044715 x^3), since (1 + tanh(z / 2)) / 2 = sigmoid(z).
@@ -224,8 +226,8 @@ void residual_add(index n, float const* a, float const* b, float* sum) noexcept 
     }
 }
 
-void embedding_forward(embedding_shape s, std::int32_t const* tokens, float const* token_table, float const* position_table,
-                       float* y) noexcept {
+void embedding_forward(embedding_shape s, std::int32_t const* tokens, float const* token_table,
+                       float const* position_table, float* y) noexcept {
     for (int r = 0; r < s.batch * s.time; ++r, y += s.channels) {
         residual_add(s.channels, token_table + index{tokens[r]} * s.channels,
                      position_table + index{r % s.time} * s.channels, y);

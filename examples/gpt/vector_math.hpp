@@ -8,10 +8,10 @@
 
 namespace gpt {
 
-/// e^x within 1.5 ulp for x in [-87.3, 88.3], greater x are not allowed; below, it stays at e^-87.3 = 1.2e-38. NaN stays NaN.
-/// e^x = 2^n e^r with n = round(x / ln 2): adding 1.5 * 2^23 leaves n in the low mantissa bits, ready for the exponent.
-/// ln 2 is split in two so that n times the first part is exact; the polynomial interpolates (e^r - 1 - r) / r^2 at five
-/// Chebyshev points of |r| <= ln 2 / 2.
+/// e^x within 1.5 ulp for x in [-87.3, 88.3], greater x are not allowed; below, it stays at e^-87.3 = 1.2e-38. NaN
+/// stays NaN. e^x = 2^n e^r with n = round(x / ln 2): adding 1.5 * 2^23 leaves n in the low mantissa bits, ready for
+/// the exponent. ln 2 is split in two so that n times the first part is exact; the polynomial interpolates (e^r - 1 -
+/// r) / r^2 at five Chebyshev points of |r| <= ln 2 / 2.
 [[nodiscard]] inline float exp(float x) noexcept {
     constexpr float round_to_integer = 12582912.0f;
     constexpr std::uint32_t exponent_bias = 127u - std::bit_cast<std::uint32_t>(round_to_integer);
@@ -28,8 +28,8 @@ namespace gpt {
     return p * std::bit_cast<float>((std::bit_cast<std::uint32_t>(shifted) + exponent_bias) << 23);
 }
 
-/// Folds `term(0) ... term(n - 1)` with `combine`, an associative operation whose identity is `start`. Sixteen running values,
-/// combined pairwise at the end, take the place of the one that would forbid vector instructions.
+/// Folds `term(0) ... term(n - 1)` with `combine`, an associative operation whose identity is `start`. Sixteen
+/// running values, combined pairwise at the end, take the place of the one that would forbid vector instructions.
 template <class Term, class Combine>
 [[nodiscard]] inline float reduce(int n, float start, Term const& term, Combine const& combine) noexcept {
     constexpr int lanes = 16;

@@ -58,18 +58,18 @@ double dot(doubles const& a, floats const& b) {
     return total;
 }
 
-/// Checks `got` against central differences of `loss`, a function of one vector of doubles, at `at`.
-template <class Loss>
-void require_gradient(floats const& got, floats const& at, Loss const& loss) {
+/// Checks `got` against central differences at `at` of dot(function(x), dy), in double precision.
+template <class Function>
+void require_gradient(floats const& got, floats const& at, floats const& dy, Function const& function) {
     constexpr double step = 1e-4;
     doubles x = widened(at);
     doubles expected;
     for (double& value : x) {
         double const middle = value;
         value = middle + step;
-        double const above = loss(x);
+        double const above = dot(function(x), dy);
         value = middle - step;
-        double const below = loss(x);
+        double const below = dot(function(x), dy);
         value = middle;
         expected.push_back((above - below) / (2 * step));
     }
@@ -188,8 +188,8 @@ double cross_entropy(gpt::cross_entropy_shape s, doubles const& logits, tokens c
     return loss;
 }
 
-/// Everything a block and a head compute, forward and backward, in one array: what must not change by a bit. The inputs lie
-/// `shift` floats behind the start of their allocations.
+/// Everything a block and a head compute, forward and backward, in one array: what must not change by a bit. The
+/// inputs lie `shift` floats behind the start of their allocations.
 floats everything(std::size_t shift) {
     constexpr int batch = 2, time = 19, channels = 40, heads = 5, rows = batch * time, vocabulary = 33;
     gpt::linear_shape const linear{rows, channels, 3 * channels};
@@ -279,7 +279,8 @@ TEST_CASE("sums and greatest values are right at every length around the number 
 }
 
 TEST_CASE("linear agrees with a double-precision loop and its gradients with finite differences") {
-    gpt::linear_shape const s = GENERATE(gpt::linear_shape{1, 1, 1}, gpt::linear_shape{3, 24, 7}, gpt::linear_shape{5, 3, 17});
+    using shape = gpt::linear_shape;
+    shape const s = GENERATE(shape{1, 1, 1}, shape{3, 24, 7}, shape{5, 3, 17});
     bool const with_bias = GENERATE(true, false);
     floats const x = random_floats(s.rows * s.in, 1);
     floats const weight = random_floats(s.out * s.in, 2);
@@ -293,7 +294,7 @@ TEST_CASE("linear agrees with a double-precision loop and its gradients with fin
 
     floats dx(x.size(), std::numeric_limits<float>::quiet_NaN());
     gpt::linear_backward_input(s, dy.data(), weight.data(), dx.data());
-    require_gradient(dx, x, [&](doubles const& at) { return dot(linear(s, at, widened(weight), widened(bias)), dy); });
+    require_gradient(dx, x, dy, [&](doubles const& at) { return linear(s, at, widened(weight), widened(bias)); });
 
     floats dbias(bias.size());
     floats const dweight = accumulated_twice(weight.size(), [&](float* gradient) {
@@ -302,8 +303,8 @@ TEST_CASE("linear agrees with a double-precision loop and its gradients with fin
     for (float& value : dbias) {
         value /= 2;
     }
-    require_gradient(dweight, weight, [&](doubles const& at) { return dot(linear(s, widened(x), at, widened(bias)), dy); });
-    require_gradient(dbias, bias, [&](doubles const& at) { return dot(linear(s, widened(x), widened(weight), at), dy); });
+    require_gradient(dweight, weight, dy, [&](doubles const& at) { return linear(s, widened(x), at, widened(bias)); });
+    require_gradient(dbias, bias, dy, [&](doubles const& at) { return linear(s, widened(x), widened(weight), at); });
 }
 
 TEST_CASE("layer norm agrees with a double-precision loop and its gradients with finite differences") {
@@ -321,7 +322,7 @@ TEST_CASE("layer norm agrees with a double-precision loop and its gradients with
 
     floats dx(x.size(), std::numeric_limits<float>::quiet_NaN());
     gpt::layer_norm_backward_input(s, dy.data(), x.data(), gain.data(), mean.data(), rstd.data(), dx.data());
-    require_gradient(dx, x, [&](doubles const& at) { return dot(layer_norm(s, at, widened(gain), widened(bias)), dy); });
+    require_gradient(dx, x, dy, [&](doubles const& at) { return layer_norm(s, at, widened(gain), widened(bias)); });
 
     floats dbias(bias.size());
     floats const dgain = accumulated_twice(gain.size(), [&](float* gradient) {
@@ -330,14 +331,14 @@ TEST_CASE("layer norm agrees with a double-precision loop and its gradients with
     for (float& value : dbias) {
         value /= 2;
     }
-    require_gradient(dgain, gain, [&](doubles const& at) { return dot(layer_norm(s, widened(x), at, widened(bias)), dy); });
-    require_gradient(dbias, bias, [&](doubles const& at) { return dot(layer_norm(s, widened(x), widened(gain), at), dy); });
+    require_gradient(dgain, gain, dy, [&](doubles const& at) { return layer_norm(s, widened(x), at, widened(bias)); });
+    require_gradient(dbias, bias, dy, [&](doubles const& at) { return layer_norm(s, widened(x), widened(gain), at); });
 }
 
 TEST_CASE("attention agrees with a double-precision loop and its gradient with finite differences") {
-    gpt::attention_shape const s = GENERATE(gpt::attention_shape{1, 1, 2, 1}, gpt::attention_shape{3, 1, 24, 3},
-                                            gpt::attention_shape{1, 7, 5, 1}, gpt::attention_shape{3, 4, 24, 3},
-                                            gpt::attention_shape{1, 18, 6, 2});
+    using shape = gpt::attention_shape;
+    shape const s =
+        GENERATE(shape{1, 1, 2, 1}, shape{3, 1, 24, 3}, shape{1, 7, 5, 1}, shape{3, 4, 24, 3}, shape{1, 18, 6, 2});
     floats const qkv = random_floats(3 * s.batch * s.time * s.channels, 1);
     floats const dy = random_floats(s.batch * s.time * s.channels, 2);
 
@@ -349,7 +350,7 @@ TEST_CASE("attention agrees with a double-precision loop and its gradient with f
     floats dqkv(qkv.size(), std::numeric_limits<float>::quiet_NaN());
     floats scratch(static_cast<std::size_t>(s.scratch()));
     gpt::attention_backward(s, dy.data(), qkv.data(), probabilities.data(), dqkv.data(), scratch.data());
-    require_gradient(dqkv, qkv, [&](doubles const& at) { return dot(attention(s, at), dy); });
+    require_gradient(dqkv, qkv, dy, [&](doubles const& at) { return attention(s, at); });
 }
 
 TEST_CASE("attention never looks ahead") {
@@ -380,7 +381,7 @@ TEST_CASE("gelu agrees with its tanh form and its gradient with finite differenc
     require_close(y, gelu(widened(x)));
     floats dx = dy;
     gpt::gelu_backward(203, dx.data(), x.data(), dx.data());
-    require_gradient(dx, x, [&](doubles const& at) { return dot(gelu(at), dy); });
+    require_gradient(dx, x, dy, [&](doubles const& at) { return gelu(at); });
 }
 
 TEST_CASE("gelu stays finite far out and passes a NaN on") {
@@ -427,13 +428,13 @@ TEST_CASE("embedding adds the rows of both tables and its gradients agree with f
     for (float& value : dpositions) {
         value /= 2;
     }
-    require_gradient(dtable, table, [&](doubles const& at) { return dot(embedding(s, ids, at, widened(positions)), dy); });
-    require_gradient(dpositions, positions, [&](doubles const& at) { return dot(embedding(s, ids, widened(table), at), dy); });
+    require_gradient(dtable, table, dy, [&](doubles const& at) { return embedding(s, ids, at, widened(positions)); });
+    require_gradient(dpositions, positions, dy, [&](doubles const& at) { return embedding(s, ids, widened(table), at); });
 }
 
 TEST_CASE("cross-entropy agrees with a double-precision loop and its gradient with finite differences") {
-    gpt::cross_entropy_shape const s = GENERATE(gpt::cross_entropy_shape{1, 2, 1.0f}, gpt::cross_entropy_shape{3, 24, 0.125f},
-                                                gpt::cross_entropy_shape{5, 37, 0.2f});
+    using shape = gpt::cross_entropy_shape;
+    shape const s = GENERATE(shape{1, 2, 1.0f}, shape{3, 24, 0.125f}, shape{5, 37, 0.2f});
     floats logits = random_floats(s.rows * s.vocabulary, 1);
     for (float& value : logits) {
         value *= 4;
@@ -448,7 +449,7 @@ TEST_CASE("cross-entropy agrees with a double-precision loop and its gradient wi
 
     floats dlogits = logits;
     gpt::cross_entropy_backward(s, dlogits.data(), targets.data(), log_sum_exp.data(), dlogits.data());
-    require_gradient(dlogits, logits, [&](doubles const& at) { return cross_entropy(s, at, targets); });
+    require_gradient(dlogits, logits, {1.0f}, [&](doubles const& at) { return doubles{cross_entropy(s, at, targets)}; });
 }
 
 TEST_CASE("an ignored target counts neither in the loss nor in the gradient") {
