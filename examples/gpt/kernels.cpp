@@ -77,7 +77,8 @@ struct head_view {
     float scale;
 
     head_view(attention_shape s, int sequence, int head) noexcept
-        : size(s.channels / s.heads), packed_stride(3 * s.channels),
+        : size(s.channels / s.heads),
+          packed_stride(3 * s.channels),
           packed(index{sequence} * s.time * packed_stride + index{head} * size),
           output(index{sequence} * s.time * s.channels + index{head} * size),
           square((index{sequence} * s.heads + head) * s.time * s.time),

@@ -61,7 +61,8 @@ template <class Term>
 
 /// The greatest of `values[0 .. n - 1]`, n >= 1.
 [[nodiscard]] inline float greatest(int n, float const* values) noexcept {
-    return reduce(n, values[0], [=](int i) { return values[i]; }, [](float a, float b) { return a < b ? b : a; });
+    return reduce(
+        n, values[0], [=](int i) { return values[i]; }, [](float a, float b) { return a < b ? b : a; });
 }
 
 } // namespace gpt

@@ -429,7 +429,8 @@ TEST_CASE("embedding adds the rows of both tables and its gradients agree with f
         value /= 2;
     }
     require_gradient(dtable, table, dy, [&](doubles const& at) { return embedding(s, ids, at, widened(positions)); });
-    require_gradient(dpositions, positions, dy, [&](doubles const& at) { return embedding(s, ids, widened(table), at); });
+    require_gradient(dpositions, positions, dy,
+                     [&](doubles const& at) { return embedding(s, ids, widened(table), at); });
 }
 
 TEST_CASE("cross-entropy agrees with a double-precision loop and its gradient with finite differences") {
@@ -449,7 +450,8 @@ TEST_CASE("cross-entropy agrees with a double-precision loop and its gradient wi
 
     floats dlogits = logits;
     gpt::cross_entropy_backward(s, dlogits.data(), targets.data(), log_sum_exp.data(), dlogits.data());
-    require_gradient(dlogits, logits, {1.0f}, [&](doubles const& at) { return doubles{cross_entropy(s, at, targets)}; });
+    require_gradient(dlogits, logits, {1.0f},
+                     [&](doubles const& at) { return doubles{cross_entropy(s, at, targets)}; });
 }
 
 TEST_CASE("an ignored target counts neither in the loss nor in the gradient") {
