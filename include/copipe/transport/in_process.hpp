@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+// The transport between ranks that are threads of one process: the receiver copies from the sender's buffer on a stream of its
+// own, and the sender's buffer is free when that copy has completed.
+#pragma once
+
+#include "copipe/async/channel.hpp"
+#include "copipe/transport/transport.hpp"
+
+#include <atomic>
+#include <coroutine>
+#include <cstddef>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace copipe {
+
+/// Connects `ranks` endpoints. Outlives them and all their operations.
+template <device Device>
+class in_process {
+public:
+    class endpoint;
+
+    explicit in_process(int ranks) : ranks_(ranks) {
+        for (int i = 0; i < ranks * ranks; ++i) lanes_.push_back(std::make_unique<channel<parcel>>());
+    }
+
+    [[nodiscard]] auto ranks() const noexcept -> int { return ranks_; }
+    [[nodiscard]] auto connect(int rank) -> endpoint { return endpoint{*this, rank}; }
+
+    class sending;
+
+    /// A message under way. Dropping it before it was accepted fails its sender.
+    class parcel {
+    public:
+        envelope what{};
+
+        parcel() = default;
+        parcel(parcel&& other) noexcept
+            : what(other.what), data_(other.data_), ready_(other.ready_), sender_(std::exchange(other.sender_, nullptr)) {}
+        auto operator=(parcel&& other) noexcept -> parcel& {
+            std::swap(what, other.what);
+            std::swap(data_, other.data_);
+            std::swap(ready_, other.ready_);
+            std::swap(sender_, other.sender_);
+            return *this;
+        }
+        ~parcel() {
+            if (sender_) sender_->fail();
+        }
+
+    private:
+        friend class in_process;
+        void const* data_ = nullptr;
+        typename Device::event const* ready_ = nullptr;
+        sending* sender_ = nullptr;
+    };
+
+    /// The awaitable of a send.
+    class [[nodiscard]] sending : waiter {
+    public:
+        sending(in_process& hub, int from, int to, envelope const& what, void const* data,
+                typename Device::event const& ready) noexcept
+            : hub_(&hub), from_(from), to_(to), what_(what), data_(data), ready_(&ready) {}
+        sending(sending const&) = delete;
+        auto operator=(sending const&) -> sending& = delete;
+
+        [[nodiscard]] static constexpr auto await_ready() noexcept -> bool { return false; }
+        void await_suspend(std::coroutine_handle<> self, environment const* inherited) {
+            handle = self;
+            env = inherited;
+            parcel sent;
+            sent.what = what_;
+            sent.data_ = data_;
+            sent.ready_ = ready_;
+            sent.sender_ = this;
+            hub_->lane(from_, to_).send(std::move(sent)); // a closed lane drops the parcel, which fails this send
+        }
+        void await_resume() const {
+            if (failed_) throw peer_failed{hub_->failed_rank_.load()};
+        }
+
+    private:
+        friend class in_process;
+        void fail() noexcept {
+            failed_ = true;
+            env->exec->wake(*this);
+        }
+
+        in_process* hub_;
+        int from_;
+        int to_;
+        envelope what_;
+        void const* data_;
+        typename Device::event const* ready_;
+        bool failed_ = false;
+    };
+
+    /// The awaitable of an all-reduce: the last rank to come adds up.
+    class [[nodiscard]] reducing : waiter {
+    public:
+        reducing(in_process& hub, int rank, std::span<double> values) noexcept : hub_(&hub), rank_(rank), values_(values) {}
+        reducing(reducing const&) = delete;
+        auto operator=(reducing const&) -> reducing& = delete;
+
+        [[nodiscard]] static constexpr auto await_ready() noexcept -> bool { return false; }
+        [[nodiscard]] auto await_suspend(std::coroutine_handle<> self, environment const* inherited) -> bool {
+            handle = self;
+            env = inherited;
+            return hub_->contribute(*this);
+        }
+        void await_resume() const {
+            if (failed_) throw peer_failed{hub_->failed_rank_.load()};
+        }
+
+    private:
+        friend class in_process;
+        in_process* hub_;
+        int rank_;
+        std::span<double> values_;
+        bool failed_ = false;
+    };
+
+    /// One rank's end. See transport_endpoint.
+    class endpoint {
+    public:
+        using parcel = in_process::parcel;
+
+        [[nodiscard]] auto send(int to, envelope const& what, void const* data, typename Device::event const& ready)
+            -> sending {
+            return sending{*hub_, rank_, to, what, data, ready};
+        }
+        [[nodiscard]] auto arrival(int from, std::uint64_t identity) -> task<parcel> {
+            parcel next = co_await hub_->lane(from, rank_).receive();
+            if (next.what.identity != identity) throw message_mismatch{from, rank_, identity, next.what.identity};
+            co_return next;
+        }
+        [[nodiscard]] auto accept(parcel& arrived, void* to, typename Device::stream& stream) -> typename Device::event {
+            sending& sender = *std::exchange(arrived.sender_, nullptr);
+            stream.wait(*arrived.ready_);
+            stream.copy(to, arrived.data_, arrived.what.bytes);
+            typename Device::event copied = stream.record();
+            if (!copied.on_completion(sender)) sender.env->exec->wake(sender);
+            return copied;
+        }
+        [[nodiscard]] auto all_reduce(std::span<double> values) -> reducing { return reducing{*hub_, rank_, values}; }
+        void abort() { hub_->abort(rank_); }
+        void reset() { hub_->reset(rank_); }
+
+    private:
+        friend class in_process;
+        endpoint(in_process& hub, int rank) noexcept : hub_(&hub), rank_(rank) {}
+        in_process* hub_;
+        int rank_;
+    };
+
+private:
+    [[nodiscard]] auto lane(int from, int to) -> channel<parcel>& {
+        return *lanes_[static_cast<std::size_t>(from * ranks_ + to)];
+    }
+
+    auto contribute(reducing& own) -> bool {
+        std::scoped_lock const lock{mutex_};
+        if (aborted_) {
+            own.failed_ = true;
+            return false;
+        }
+        contributions_.resize(static_cast<std::size_t>(ranks_));
+        contributions_[static_cast<std::size_t>(own.rank_)] = &own;
+        if (++contributed_ < ranks_) return true;
+        for (std::size_t i = 0; i < own.values_.size(); ++i) {
+            double sum = 0;
+            for (reducing* each : contributions_) sum += each->values_[i];
+            for (reducing* each : contributions_) each->values_[i] = sum;
+        }
+        release(&own);
+        return false;
+    }
+    void release(reducing const* last) {
+        contributed_ = 0;
+        for (reducing*& each : contributions_) {
+            reducing* const done = std::exchange(each, nullptr);
+            if (done && done != last) done->env->exec->wake(*done);
+        }
+    }
+
+    void abort(int rank) {
+        {
+            std::scoped_lock const lock{mutex_};
+            if (std::exchange(aborted_, true)) return;
+            failed_rank_ = rank;
+            for (reducing* each : contributions_) {
+                if (each) each->failed_ = true;
+            }
+            release(nullptr);
+        }
+        for (auto& each : lanes_) each->close(std::make_exception_ptr(peer_failed{rank}));
+    }
+    void reset(int rank) {
+        for (int to = 0; to < ranks_; ++to) lane(rank, to).reset();
+        std::scoped_lock const lock{mutex_};
+        aborted_ = false;
+    }
+
+    int ranks_;
+    std::vector<std::unique_ptr<channel<parcel>>> lanes_{};
+    std::mutex mutex_{};
+    std::vector<reducing*> contributions_{};
+    int contributed_ = 0;
+    bool aborted_ = false;
+    std::atomic<int> failed_rank_{-1};
+};
+
+} // namespace copipe

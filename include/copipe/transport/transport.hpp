@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// How buffers cross ranks: what the engine asks of a transport. Between two ranks messages never overtake one another, and the
+// engine posts receives in the order of the sends, so that an untagged transport (NCCL) conforms.
+#pragma once
+
+#include "copipe/async/task.hpp"
+#include "copipe/device/device.hpp"
+#include "copipe/error.hpp"
+
+#include <array>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <span>
+#include <string>
+
+namespace copipe {
+
+/// What travels with a buffer: its identity, checked on receipt, its size, and what the receiver needs to read it (a shape).
+struct envelope {
+    std::uint64_t identity = 0;
+    std::size_t bytes = 0;
+    std::array<std::int64_t, 7> header{};
+};
+
+/// A message arrived that is not the one its receiver expects: the two ranks do not agree on their order.
+class message_mismatch : public error {
+public:
+    message_mismatch(int from, int to, std::uint64_t expected, std::uint64_t got)
+        : error("rank " + std::to_string(to) + " expected message " + std::to_string(expected) + " from rank " +
+                std::to_string(from) + " but got " + std::to_string(got) +
+                ": both ranks must run programs of one schedule; verify the schedule"),
+          from_rank(from), to_rank(to) {}
+    int from_rank;
+    int to_rank;
+};
+
+/// Another rank failed, and with it everything that was to be exchanged in this step.
+class peer_failed : public error {
+public:
+    explicit peer_failed(int failed_rank)
+        : error("rank " + std::to_string(failed_rank) + " failed; its error says why"), rank(failed_rank) {}
+    int rank;
+};
+
+/// One rank's end of a transport for buffers of `Device`. For the rank's thread; the coroutines that await are resumed there.
+///
+/// - `co_await e.send(to, envelope, data, ready)`: data is read after `ready`; ends when it may be reused. It is taken up when the
+///   coroutine suspends, in the order of the calls.
+/// - `auto parcel = co_await e.arrival(from, identity)`: the next message of `from`; throws message_mismatch on another identity.
+///   `parcel.what` is its envelope.
+/// - `e.accept(parcel, to, stream)`: enqueues the transfer into `to` on `stream` and returns the event of its end.
+/// - `co_await e.all_reduce(values)`: every rank's values become the sums over ranks, added in rank order.
+/// - `e.abort(reason)`: every operation of every rank, pending or later, throws peer_failed, until all call `e.reset()`.
+template <class E, class Device>
+concept transport_endpoint =
+    device<Device> && requires(E& e, int rank, envelope const& what, void const* data, void* to,
+                               typename Device::event const& ready, typename Device::stream& stream,
+                               typename E::parcel& arrived, std::span<double> values) {
+        { e.send(rank, what, data, ready) } -> awaitable;
+        { e.arrival(rank, std::uint64_t{}) } -> std::same_as<task<typename E::parcel>>;
+        { arrived.what } -> std::convertible_to<envelope const&>;
+        { e.accept(arrived, to, stream) } -> std::same_as<typename Device::event>;
+        { e.all_reduce(values) } -> awaitable;
+        e.abort();
+        e.reset();
+    };
+
+} // namespace copipe
