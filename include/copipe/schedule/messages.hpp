@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// The messages that a program implies: who sends what to whom, and in which order each pair of ranks exchanges them.
+#pragma once
+
+#include "copipe/schedule/action.hpp"
+#include "copipe/schedule/placement.hpp"
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+namespace copipe {
+
+/// Activations flow forward, their gradients backward.
+enum class flow : std::uint8_t { forward, backward };
+
+/// What one stage hands to a neighbouring stage for one micro-batch. The value is the message's identity.
+struct message {
+    std::uint16_t from_stage;
+    std::uint16_t to_stage;
+    std::int32_t micro_batch;
+    flow direction;
+
+    friend constexpr bool operator==(message const&, message const&) = default;
+};
+
+/// The messages from one rank to another. On the way between two ranks messages never overtake one another: both sides
+/// list them in the order in which the sender produces them, and receives must be posted in it.
+struct lane {
+    int peer;
+    std::vector<message> messages;
+};
+
+/// The stages lie on different ranks. (The last rank of a `v` hands stage P-1's output to itself.)
+[[nodiscard]] constexpr bool crosses_ranks(message const& sent, placement const& where) {
+    return where.rank_of(sent.from_stage) != where.rank_of(sent.to_stage);
+}
+
+/// What the chunk needs from a neighbouring stage; nothing for a weight gradient, at a chain's end, and for the loss.
+[[nodiscard]] constexpr std::optional<message> input_of(chunk const& one, placement const& where) {
+    auto const at = one.stage;
+    auto const before = static_cast<std::uint16_t>(at - 1), after = static_cast<std::uint16_t>(at + 1);
+    switch (one.what) {
+    case op::forward:
+        if (where.is_first(at)) return {};
+        return message{before, at, one.micro_batch, flow::forward};
+    case op::backward_weight: return {};
+    default:
+        if (where.is_last(at)) return {};
+        return message{after, at, one.micro_batch, flow::backward};
+    }
+}
+
+/// What the chunk hands to a neighbouring stage.
+[[nodiscard]] constexpr std::optional<message> output_of(chunk const& one, placement const& where) {
+    auto const at = one.stage;
+    auto const before = static_cast<std::uint16_t>(at - 1), after = static_cast<std::uint16_t>(at + 1);
+    switch (one.what) {
+    case op::forward:
+        if (where.is_last(at)) return {};
+        return message{at, after, one.micro_batch, flow::forward};
+    case op::backward_weight: return {};
+    default:
+        if (where.is_first(at)) return {};
+        return message{at, before, one.micro_batch, flow::backward};
+    }
+}
+
+/// All that `from` sends to `to` while it runs `sender`, in order; of an overlapped pair the forward's output is first.
+[[nodiscard]] constexpr std::vector<message> sent(std::span<action const> sender, placement const& where, int from,
+                                                  int to) {
+    std::vector<message> in_order;
+    if (from == to) return in_order;
+    for (action const& each : sender)
+        for (chunk const& one : each.chunks())
+            if (auto const out = output_of(one, where); out && where.rank_of(out->to_stage) == to)
+                in_order.push_back(*out);
+    return in_order;
+}
+
+/// The ranks that `rank` exchanges messages with, ascending.
+[[nodiscard]] constexpr std::vector<int> peers(placement const& where, int rank) {
+    std::vector<int> found;
+    for (int other = 0; other < where.ranks; ++other) {
+        bool neighbour = false;
+        for (int k = 0; k < where.per_rank; ++k) {
+            int const at = where.stage_of(rank, k);
+            neighbour = neighbour || (!where.is_first(at) && where.rank_of(at - 1) == other) ||
+                        (!where.is_last(at) && where.rank_of(at + 1) == other);
+        }
+        if (neighbour && other != rank) found.push_back(other);
+    }
+    return found;
+}
+
+/// What `rank` sends while it runs its program, by peer.
+[[nodiscard]] constexpr std::vector<lane> outgoing(std::span<action const> own, placement const& where, int rank) {
+    std::vector<lane> lanes;
+    for (int const peer : peers(where, rank)) lanes.push_back({peer, sent(own, where, rank, peer)});
+    return lanes;
+}
+
+/// What `rank` receives, by peer, in each sender's order. `all` holds the programs of all ranks; only peers' are read.
+[[nodiscard]] constexpr std::vector<lane> incoming(std::span<std::vector<action> const> all, placement const& where,
+                                                      int rank) {
+    std::vector<lane> lanes;
+    for (int const peer : peers(where, rank))
+        lanes.push_back({peer, sent(all[static_cast<std::size_t>(peer)], where, peer, rank)});
+    return lanes;
+}
+
+} // namespace copipe

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs the programs of all ranks against each other: every action as soon as its rank is free and its inputs are there.
+// The verifier and the evaluator are both this walk.
+#pragma once
+
+#include "copipe/schedule/messages.hpp"
+
+#include <cstddef>
+#include <span>
+#include <vector>
+
+namespace copipe {
+
+/// Visits every action that can run, in an order that respects every rank's program and every dependency between
+/// stages. Linear in the number of actions.
+class replay {
+public:
+    using program_list = std::span<std::vector<action> const>;
+
+    /// Programs whose chunks all lie on their rank and within the step.
+    constexpr replay(program_list all, placement const& where, int micro_batches)
+        : all_(all), where_(where), per_stage_(where.micro_batches_per_stage(micro_batches)),
+          arrivals_(static_cast<std::size_t>(2 * where.stages()) * static_cast<std::size_t>(per_stage_), missing),
+          at_(all.size(), 0), waits_for_(all.size(), nowhere) {}
+
+    /// `run(rank, action, ready)` gives the action's end, where `ready` is when its last input arrived;
+    /// `deliver(message, end)` gives the time of arrival on the other rank. True if every program came to its end.
+    template <class Run, class Deliver>
+    constexpr bool run(Run&& run, Deliver&& deliver) {
+        std::vector<int> runnable;
+        for (int rank = where_.ranks; rank-- > 0;) runnable.push_back(rank);
+        while (!runnable.empty()) {
+            int const rank = runnable.back();
+            runnable.pop_back();
+            auto const& own = all_[index(rank)];
+            for (std::size_t& at = at_[index(rank)]; at < own.size(); ++at) {
+                double const ready = inputs_of(rank, own[at]);
+                if (ready == missing) break;
+                double const end = run(rank, own[at], ready);
+                for (chunk const& one : own[at].chunks()) hand_on(one, rank, end, deliver, runnable);
+            }
+        }
+        for (std::size_t rank = 0; rank < all_.size(); ++rank)
+            if (at_[rank] < all_[rank].size()) return false;
+        return true;
+    }
+
+    /// How far the rank came: the position of the action that it could not run, or the length of its program.
+    [[nodiscard]] constexpr std::size_t position(int rank) const { return at_[index(rank)]; }
+
+    /// The first input of the rank's next action that never came.
+    [[nodiscard]] constexpr std::optional<message> missing_input(int rank) const {
+        auto const& own = all_[index(rank)];
+        if (position(rank) == own.size()) return {};
+        for (chunk const& one : own[position(rank)].chunks())
+            if (auto const in = input_of(one, where_); in && arrivals_[slot(*in)] == missing) return in;
+        return {};
+    }
+
+private:
+    static constexpr double missing = -1;
+    static constexpr std::size_t nowhere = static_cast<std::size_t>(-1);
+
+    static constexpr std::size_t index(int number) { return static_cast<std::size_t>(number); }
+
+    constexpr std::size_t slot(message const& sent) const {
+        return (2 * index(sent.from_stage) + index(static_cast<int>(sent.direction))) * index(per_stage_) +
+               index(sent.micro_batch);
+    }
+
+    constexpr double inputs_of(int rank, action const& next) {
+        double ready = 0;
+        for (chunk const& one : next.chunks()) {
+            auto const in = input_of(one, where_);
+            if (!in) continue;
+            double const arrival = arrivals_[slot(*in)];
+            if (arrival == missing) {
+                waits_for_[index(rank)] = slot(*in);
+                return missing;
+            }
+            if (arrival > ready) ready = arrival;
+        }
+        return ready;
+    }
+
+    template <class Deliver>
+    constexpr void hand_on(chunk const& done, int rank, double end, Deliver& deliver, std::vector<int>& runnable) {
+        auto const out = output_of(done, where_);
+        if (!out) return;
+        int const receiver = where_.rank_of(out->to_stage);
+        arrivals_[slot(*out)] = receiver == rank ? end : deliver(*out, end);
+        if (waits_for_[index(receiver)] == slot(*out)) {
+            waits_for_[index(receiver)] = nowhere;
+            if (receiver != rank) runnable.push_back(receiver);
+        }
+    }
+
+    program_list all_;
+    placement where_;
+    int per_stage_;
+    std::vector<double> arrivals_;
+    std::vector<std::size_t> at_;
+    std::vector<std::size_t> waits_for_;
+};
+
+} // namespace copipe

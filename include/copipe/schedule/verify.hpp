@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+// Proof before launch: programs are complete, free of deadlock and in order, or the first wrong action and why.
+#pragma once
+
+#include "copipe/schedule/policy.hpp"
+#include "copipe/schedule/replay.hpp"
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace copipe {
+
+/// A rank that cannot go on: its program stands at `position`, for want of `needed`.
+struct blocked_rank {
+    int rank;
+    int position;
+    message needed;
+};
+
+/// The outcome of a verification; true if the programs are sound.
+struct verdict {
+    std::string_view rule;           ///< the rule that is broken; empty for sound programs
+    int expected = -1;               ///< the number that the rule speaks of, where it does
+    int rank = -1;                   ///< where the first wrong action is, as far as one action is wrong
+    int position = -1;               ///< its place in the rank's program; -1 if it is missing there
+    action what{chunk{}};            ///< the action itself
+    std::vector<blocked_rank> cycle; ///< a deadlock: each waits for the next one, the last for the first
+    std::vector<int> peak;           ///< chunks whose activations are live at once, at most, per rank
+
+    constexpr explicit operator bool() const { return rule.empty(); }
+
+    /// All of it in one sentence; empty for sound programs.
+    [[nodiscard]] std::string why() const {
+        if (rule.empty()) return {};
+        std::string sentence;
+        if (position >= 0)
+            sentence += "Rank " + std::to_string(rank) + ", action " + std::to_string(position) + ", " + text(what) +
+                        ": ";
+        else if (rank >= 0)
+            sentence += "Rank " + std::to_string(rank) + " lacks " + text(what) + ": ";
+        sentence += rule;
+        if (expected >= 0) sentence += " " + std::to_string(expected);
+        for (blocked_rank const& each : cycle)
+            sentence += (&each == cycle.data() ? ": rank " : ", rank ") + std::to_string(each.rank) + " (action " +
+                        std::to_string(each.position) + ") waits for the " +
+                        (each.needed.direction == flow::forward ? "output" : "gradient") + " of stage " +
+                        std::to_string(each.needed.from_stage) + " for micro-batch " +
+                        std::to_string(each.needed.micro_batch);
+        return sentence + ".";
+    }
+};
+
+/// The most activations live at once on one rank: from the start of a forward to the end of its (weight) backward.
+[[nodiscard]] constexpr int peak_activations(program const& own) {
+    int live = 0, peak = 0;
+    for (action const& each : own) {
+        for (chunk const& one : each.chunks()) live += one.what == op::forward;
+        peak = live > peak ? live : peak;
+        for (chunk const& one : each.chunks()) live -= one.what == op::backward || one.what == op::backward_weight;
+    }
+    return peak;
+}
+
+/// One verification; `verify` below is the way in.
+class verification {
+public:
+    constexpr verification(std::span<program const> all, placement const& where, int micro_batches)
+        : all_(all), where_(where), micro_batches_(micro_batches),
+          per_stage_(where.micro_batches_per_stage(micro_batches)) {}
+
+    constexpr verdict run() {
+        if (sizes_agree() && every_action_is_right() && nothing_is_missing()) nothing_deadlocks();
+        for (program const& own : all_) found_.peak.push_back(peak_activations(own));
+        return found_;
+    }
+
+private:
+    /// What has been done for one micro-batch on one stage, as bits.
+    enum : std::uint8_t { forward = 1, input_gradient = 2, weight_gradient = 4, everything = 7 };
+
+    static constexpr std::uint8_t contribution(op what) {
+        constexpr std::uint8_t of[] = {forward, input_gradient | weight_gradient, input_gradient, weight_gradient};
+        return of[static_cast<std::size_t>(what)];
+    }
+
+    constexpr bool sizes_agree() {
+        if (where_.ranks < 1 || where_.per_rank < 1 || micro_batches_ < 1)
+            return breaks("a schedule has at least one rank, one stage and one micro-batch");
+        if (all_.size() != static_cast<std::size_t>(where_.ranks))
+            return breaks("there must be one program for each rank, as many as", where_.ranks);
+        if (where_.kind == layout::bidirectional && (micro_batches_ % 2 != 0 || where_.per_rank != 2))
+            return breaks("two directions need two stages on each rank and an even number of micro-batches");
+        return true;
+    }
+
+    constexpr bool every_action_is_right() {
+        done_.assign(static_cast<std::size_t>(where_.stages()) * static_cast<std::size_t>(per_stage_), 0);
+        next_gradient_.assign(static_cast<std::size_t>(where_.stages()), 0);
+        for (found_.rank = 0; found_.rank < where_.ranks; ++found_.rank) {
+            found_.position = 0;
+            for (action const& each : all_[static_cast<std::size_t>(found_.rank)]) {
+                found_.what = each;
+                if (!is_right(each)) return false;
+                ++found_.position;
+            }
+        }
+        found_.rank = found_.position = -1;
+        return true;
+    }
+
+    constexpr bool is_right(action const& each) {
+        auto const halves = each.chunks();
+        if (each.overlapped() && (halves[0].what != op::forward || halves[1].what != op::backward))
+            return breaks("an overlapped pair is a forward and then a full backward");
+        for (chunk const& one : halves)
+            if (!is_at_home(one)) return false;
+        if (each.overlapped() && !(done(halves[1]) & forward))
+            return breaks("the forward of the pair's backward has not been run before");
+        for (chunk const& one : halves)
+            if (!is_due(one)) return false;
+        return true;
+    }
+
+    constexpr bool is_at_home(chunk const& one) {
+        if (one.stage >= where_.stages()) return breaks("there is no such stage, the last is", where_.stages() - 1);
+        if (one.micro_batch < 0 || one.micro_batch >= per_stage_)
+            return breaks("there is no such micro-batch, the last is", per_stage_ - 1);
+        int const home = where_.rank_of(one.stage);
+        return home == found_.rank || breaks("the stage belongs to rank", home);
+    }
+
+    /// Notes the chunk as done if its own rank's order allows it.
+    constexpr bool is_due(chunk const& one) {
+        std::uint8_t& before = done(one);
+        std::uint8_t const adds = contribution(one.what);
+        if (before & adds) return breaks("this was done before");
+        if (one.what != op::forward && !(before & forward)) return breaks("the forward has not been run before");
+        if (one.what == op::backward_weight && !(before & input_gradient))
+            return breaks("the input gradient has not been computed before");
+        if (adds & weight_gradient) {
+            int& next = next_gradient_[one.stage];
+            if (one.micro_batch != next)
+                return breaks("weight gradients accumulate in the order of micro-batches, next on this stage is", next);
+            ++next;
+        }
+        before |= adds;
+        return true;
+    }
+
+    constexpr bool nothing_is_missing() {
+        for (int stage = 0; stage < where_.stages(); ++stage)
+            for (int m = 0; m < per_stage_; ++m)
+                for (op const what : {op::forward, op::backward_input, op::backward_weight}) {
+                    chunk const one{what, stage, m};
+                    if (done(one) & contribution(what)) continue;
+                    found_.rank = where_.rank_of(stage);
+                    found_.what = one;
+                    return breaks("every micro-batch needs all of its work on every stage");
+                }
+        return true;
+    }
+
+    constexpr void nothing_deadlocks() {
+        replay walk(all_, where_, micro_batches_);
+        constexpr auto at_once = [](auto const&...) { return 0.0; };
+        if (walk.run(at_once, at_once)) return;
+        int rank = 0;
+        while (!walk.missing_input(rank)) ++rank;
+        for (int into_cycle = 0; into_cycle < where_.ranks; ++into_cycle) rank = awaited_by(walk, rank);
+        found_.rank = rank;
+        found_.position = static_cast<int>(walk.position(rank));
+        found_.what = all_[static_cast<std::size_t>(rank)][walk.position(rank)];
+        do {
+            found_.cycle.push_back({rank, static_cast<int>(walk.position(rank)), *walk.missing_input(rank)});
+            rank = awaited_by(walk, rank);
+        } while (rank != found_.rank);
+        breaks("deadlock");
+    }
+
+    constexpr int awaited_by(replay const& walk, int rank) const {
+        return where_.rank_of(walk.missing_input(rank)->from_stage);
+    }
+    constexpr std::uint8_t& done(chunk const& one) {
+        return done_[static_cast<std::size_t>(one.stage) * static_cast<std::size_t>(per_stage_) +
+                     static_cast<std::size_t>(one.micro_batch)];
+    }
+    constexpr bool breaks(std::string_view rule, int expected = -1) {
+        found_.rule = rule;
+        found_.expected = expected;
+        return false;
+    }
+
+    std::span<program const> all_;
+    placement where_;
+    int micro_batches_;
+    int per_stage_;
+    std::vector<std::uint8_t> done_;
+    std::vector<int> next_gradient_;
+    verdict found_;
+};
+
+/// Verifies the programs of all ranks: every chunk exactly once and on its rank, every input produced before it is
+/// needed whatever the timing, weight gradients of a stage in the order of micro-batches. Linear time.
+[[nodiscard]] constexpr verdict verify(std::span<program const> all, placement const& where, int micro_batches) {
+    return verification(all, where, micro_batches).run();
+}
+
+/// Verifies what a policy yields for a shape: `static_assert(verify(dualpipe{}, shape{4, 10}));`
+/// Throws `shape_error` if the policy cannot run the shape.
+template <schedule_policy Policy>
+[[nodiscard]] constexpr verdict verify(Policy const& policy, shape size) {
+    return verify(programs(policy, size), policy.placed(size), size.micro_batches);
+}
+
+/// Programs that cannot run as they stand; `fault` says which action is the first wrong one.
+class schedule_error : public error {
+public:
+    explicit schedule_error(verdict broken) : error(broken.why()), fault(std::move(broken)) {}
+
+    verdict fault;
+};
+
+/// The programs of all ranks, proved. Throws `shape_error` if the policy cannot run the shape, `schedule_error` if its
+/// programs are wrong.
+template <schedule_policy Policy>
+[[nodiscard]] constexpr std::vector<program> verified_programs(Policy const& policy, shape size) {
+    auto all = programs(policy, size);
+    auto found = verify(all, policy.placed(size), size.micro_batches);
+    if (!found) throw schedule_error(std::move(found));
+    return all;
+}
+
+} // namespace copipe
