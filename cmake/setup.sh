@@ -25,17 +25,22 @@ have_boost() {
         "$CXX" ${Boost_ROOT:+-isystem "$Boost_ROOT/include"} -E -x c++ - >/dev/null 2>&1
 }
 
+# Root, or a sudo that asks for no password or has a terminal to ask at.
+can_install() {
+    ((EUID == 0)) && return
+    have_command sudo && { sudo -n true || : >/dev/tty; } 2>/dev/null
+}
+# Runs as root, by sudo where one is not root; what it prints goes to a log, of which the end is shown when it fails.
 as_root() {
-    if ((EUID == 0)); then
-        "$@"
-    else
-        sudo "$@"
-    fi
+    local log=$copipe_root/build/setup.log sudo=
+    mkdir -p "$copipe_root/build"
+    ((EUID == 0)) || sudo=sudo
+    $sudo env DEBIAN_FRONTEND=noninteractive "$@" </dev/null >"$log" 2>&1 && return
+    tail -n 12 "$log" >&2
+    return 1
 }
-apt_install() {
-    as_root env DEBIAN_FRONTEND=noninteractive \
-        apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@" </dev/null >&2
-}
+apt_update() { as_root apt-get -q -o DPkg::Lock::Timeout=300 update; }
+apt_install() { as_root apt-get -q -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@"; }
 apt_candidate() { apt-cache policy "$1" 2>/dev/null | sed -n 's/^ *Candidate: *//p' | grep -v '(none)'; }
 
 # The package that brings Boost 1.81 or newer: the system's own where it is new enough, else a numbered one beside it.
@@ -100,12 +105,12 @@ copipe_setup() {
     if ((${#missing[@]})) || ! have_boost; then
         have_command apt-get || die "missing here: ${missing[*]} and libboost-dev 1.81 or newer (Debian's names);" \
             "this system has no apt-get, so install them by hand and run this again."
-        if ((EUID != 0)) && ! have_command sudo; then
-            have_boost || missing+=('libboost1.81-dev or a newer Boost')
+        if ! can_install; then
+            have_boost || missing+=('libboost1.81-dev (or libboost-dev where that is newer)')
             die "missing here: ${missing[*]}. Run this as root or as a user with sudo, or have them installed."
         fi
         say "installing what is missing: ${missing[*]}$(have_boost || echo ' Boost')"
-        as_root apt-get -qq -o DPkg::Lock::Timeout=300 update </dev/null >&2 || say "apt-get update failed; going on"
+        apt_update || say "apt-get update failed; going on with the lists that are there"
         if ((${#missing[@]})); then
             apt_install "${missing[@]}" || die "could not install: ${missing[*]}"
         fi
@@ -131,7 +136,7 @@ copipe_clang() {
             return
         fi
     done
-    if have_command apt-cache && apt_candidate clang-19 >/dev/null && { ((EUID == 0)) || have_command sudo; }; then
+    if have_command apt-cache && apt_candidate clang-19 >/dev/null && can_install; then
         say "installing clang-19"
         if apt_install clang-19; then echo clang++-19; fi
     fi
