@@ -15,18 +15,19 @@ namespace copipe {
 /// Whether an event notes when it completes. A timed event costs more: record one only where it is read.
 enum class timing : bool { off, on };
 
-/// A point in a stream. Move-only; it may outlive its completion, not its device.
+/// A point in a stream. Move-only; it may outlive its completion, not its device. One that was default-constructed is done.
 ///
 /// Semantics: `done()` is true once all work enqueued before the record has completed. `time()`, of a timed event that is
 /// done, is that moment in seconds on the device's clock. `co_await e.completion()` is the host-ordered await: it suspends
-/// until done and throws what failed on the stream before it. It is not cancellable, because memory is freed after it.
-/// `on_completion(waiter)` is what it is made of: false if already done, else the waiter is woken later (its executor's
-/// `wake`, from any thread).
+/// until done. It is not cancellable, because memory is freed after it, and does not throw: `check()`, of an event that is
+/// done, throws what failed on the stream before it. `on_completion(waiter)` is what the await is made of: false if already
+/// done, else the waiter is woken later (its executor's `wake`, from any thread).
 template <class E>
-concept device_event = std::movable<E> && requires(E const& e, waiter& w) {
+concept device_event = std::movable<E> && std::default_initializable<E> && requires(E const& e, waiter& w) {
     { e.done() } -> std::same_as<bool>;
     { e.time() } -> std::same_as<double>;
     { e.completion() } -> awaitable;
+    e.check();
     { e.on_completion(w) } -> std::same_as<bool>;
 };
 

@@ -55,6 +55,7 @@ public:
     [[nodiscard]] inline auto done() const noexcept -> bool;
     [[nodiscard]] auto time() const noexcept -> double { return stamp_ ? stamp_->seconds : 0; }
     [[nodiscard]] inline auto on_completion(waiter& w) const -> bool;
+    inline void check() const;
 
     class [[nodiscard]] completion_awaiter : waiter {
     public:
@@ -65,7 +66,7 @@ public:
             env = inherited;
             return event_->on_completion(*this);
         }
-        inline void await_resume() const;
+        static constexpr void await_resume() noexcept {}
 
     private:
         host_event const* event_;
@@ -88,8 +89,8 @@ enum class host_execution : bool { worker_thread, inline_ };
 /// A FIFO of launches. One host thread enqueues (the rank's); a full queue of 256 launches blocks it, as CUDA does.
 ///
 /// `launch(f)` enqueues any trivially destructible callable of at most 240 bytes: it must capture pointers and sizes, never
-/// tensors, as a CUDA kernel would. If it throws, later launches are skipped until the failure has been reported: by the
-/// next completion that is awaited, or by `synchronize`.
+/// tensors, as a CUDA kernel would. If it throws, later launches are skipped until the failure has been reported: by `check` of
+/// a later event, or by `synchronize`.
 class host_stream {
 public:
     using event = host_event;
@@ -251,9 +252,8 @@ inline auto host_event::done() const noexcept -> bool {
     return !stream_ || stream_->completed_.load(std::memory_order_acquire) >= launches_;
 }
 inline auto host_event::on_completion(waiter& w) const -> bool { return stream_ && stream_->notify_at(launches_, w); }
-inline void host_event::completion_awaiter::await_resume() const {
-    host_stream* const stream = event_->stream_;
-    if (stream && stream->failed_at_.load(std::memory_order_acquire) <= event_->launches_) stream->rethrow();
+inline void host_event::check() const {
+    if (stream_ && stream_->failed_at_.load(std::memory_order_acquire) <= launches_) stream_->rethrow();
 }
 
 static_assert(device_event<host_event> && device_stream<host_stream>);

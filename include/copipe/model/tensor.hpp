@@ -33,9 +33,10 @@ enum class dtype : std::uint8_t { f32, bf16, i32, u8 };
 class extents {
 public:
     constexpr extents() = default;
-    constexpr extents(std::initializer_list<std::int64_t> sizes) : rank_(sizes.size()) {
-        assert(sizes.size() <= sizes_.size());
-        std::copy(sizes.begin(), sizes.end(), sizes_.begin());
+    constexpr extents(std::initializer_list<std::int64_t> sizes) : extents(sizes.begin(), sizes.size()) {}
+    constexpr extents(std::int64_t const* sizes, std::size_t rank) : rank_(rank) {
+        assert(rank <= sizes_.size());
+        std::copy_n(sizes, rank, sizes_.begin());
     }
     [[nodiscard]] constexpr auto rank() const noexcept -> std::size_t { return rank_; }
     [[nodiscard]] constexpr auto operator[](std::size_t dimension) const -> std::int64_t { return sizes_[dimension]; }

@@ -138,12 +138,15 @@ public:
             if (next.what.identity != identity) throw message_mismatch{from, rank_, identity, next.what.identity};
             co_return next;
         }
-        [[nodiscard]] auto accept(parcel& arrived, void* to, typename Device::stream& stream) -> typename Device::event {
+        [[nodiscard]] auto accept(parcel& arrived, void* to, typename Device::stream& stream, timing timed)
+            -> transfer<Device> {
             sending& sender = *std::exchange(arrived.sender_, nullptr);
+            transfer<Device> copied;
             stream.wait(*arrived.ready_);
+            if (timed == timing::on) copied.start = stream.record(timed);
             stream.copy(to, arrived.data_, arrived.what.bytes);
-            typename Device::event copied = stream.record();
-            if (!copied.on_completion(sender)) sender.env->exec->wake(sender);
+            copied.end = stream.record(timed);
+            if (!copied.end.on_completion(sender)) sender.env->exec->wake(sender);
             return copied;
         }
         [[nodiscard]] auto all_reduce(std::span<double> values) -> reducing { return reducing{*hub_, rank_, values}; }

@@ -44,15 +44,22 @@ public:
     int rank;
 };
 
+/// The two ends of a transfer on the receiving stream.
+template <device Device>
+struct transfer {
+    typename Device::event start{};
+    typename Device::event end{};
+};
+
 /// One rank's end of a transport for buffers of `Device`. For the rank's thread; the coroutines that await are resumed there.
 ///
 /// - `co_await e.send(to, envelope, data, ready)`: data is read after `ready`; ends when it may be reused. It is taken up when the
 ///   coroutine suspends, in the order of the calls.
 /// - `auto parcel = co_await e.arrival(from, identity)`: the next message of `from`; throws message_mismatch on another identity.
 ///   `parcel.what` is its envelope.
-/// - `e.accept(parcel, to, stream)`: enqueues the transfer into `to` on `stream` and returns the event of its end.
+/// - `e.accept(parcel, to, stream, timed)`: enqueues the transfer into `to` on `stream`, after the sender's data is ready.
 /// - `co_await e.all_reduce(values)`: every rank's values become the sums over ranks, added in rank order.
-/// - `e.abort(reason)`: every operation of every rank, pending or later, throws peer_failed, until all call `e.reset()`.
+/// - `e.abort()`: every operation of every rank, pending or later, throws peer_failed, until all call `e.reset()`.
 template <class E, class Device>
 concept transport_endpoint =
     device<Device> && requires(E& e, int rank, envelope const& what, void const* data, void* to,
@@ -61,7 +68,7 @@ concept transport_endpoint =
         { e.send(rank, what, data, ready) } -> awaitable;
         { e.arrival(rank, std::uint64_t{}) } -> std::same_as<task<typename E::parcel>>;
         { arrived.what } -> std::convertible_to<envelope const&>;
-        { e.accept(arrived, to, stream) } -> std::same_as<typename Device::event>;
+        { e.accept(arrived, to, stream, timing::on) } -> std::same_as<transfer<Device>>;
         { e.all_reduce(values) } -> awaitable;
         e.abort();
         e.reset();

@@ -1,0 +1,445 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine: runs one rank's program, every action a coroutine that awaits its input, its turn on the compute stream, its
+// layers, and the taking-over of its output. Knows the order from the schedule and nothing else of it.
+#pragma once
+
+#include "copipe/async/scope.hpp"
+#include "copipe/model/partition.hpp"
+#include "copipe/model/stage.hpp"
+#include "copipe/pipeline/dataset.hpp"
+#include "copipe/pipeline/observer.hpp"
+#include "copipe/pipeline/step_plan.hpp"
+#include "copipe/transport/transport.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace copipe {
+
+/// A chunk failed: an exception from a layer, from the dataset, or from work that a layer had launched.
+class chunk_error : public error {
+public:
+    chunk_error(int at_rank, chunk const& failed, int step_micro_batch, std::exception_ptr why, std::string const& reason)
+        : error("rank " + std::to_string(at_rank) + ", stage " + std::to_string(failed.stage) + ", micro-batch " +
+                std::to_string(step_micro_batch) + ", " + std::string(name(kind_of(failed.what))) + ": " + reason),
+          rank(at_rank), what_failed(failed), micro_batch(step_micro_batch), cause(std::move(why)) {}
+
+    int rank;
+    chunk what_failed;
+    int micro_batch; ///< numbered within the step, over both directions
+    std::exception_ptr cause;
+};
+
+struct pipeline_options {
+    std::size_t lookahead = 4; ///< how many actions the host may be ahead of the device; at least 1
+    std::uint64_t seed = 0;    ///< of the parameters' first values
+    observer_ref listener{};   ///< told of every span, if there is one
+};
+
+/// One rank of a pipeline: its stages on its device, its end of the transport.
+///
+/// All coroutines run on the executor that awaits `run`. Everything passed by reference outlives the object.
+template <device Device, transport_endpoint<Device> Endpoint>
+class rank_pipeline {
+public:
+    using stream = typename Device::stream;
+    using event = typename Device::event;
+
+    rank_pipeline(step_plan const& plan, partition const& cut, model<Device> const& layers, int rank, Device& dev,
+                  Endpoint endpoint, pipeline_options const& options)
+        : plan_(&plan), rank_(rank), device_(&dev), endpoint_(std::move(endpoint)), options_(options),
+          compute_(&dev.open_stream("compute")), receive_(&dev.open_stream("receive")),
+          flights_(std::max<std::size_t>(options.lookahead, 1)),
+          posted_(std::max(plan.training[own()].incoming.size(), plan.evaluation[own()].incoming.size())),
+          losses_(static_cast<std::size_t>(plan.micro_batches)), weights_(losses_.size()) {
+        auto const per_stage = static_cast<std::size_t>(plan.where.micro_batches_per_stage(plan.micro_batches));
+        for (int number : plan.where.stages_of(rank)) {
+            int const part = plan.where.model_stage(number);
+            stages_.push_back(local_stage{
+                .number = number,
+                .layers = stage<Device>(layers, cut.first(part), cut.last(part), per_stage, options.seed, *compute_),
+                .slots = std::vector<slot>(per_stage)});
+        }
+    }
+
+    /// Runs one step over the batch: accumulates gradients when training, forwards only in evaluation. Afterwards `losses()`
+    /// are known. Throws chunk_error, or peer_failed when another rank did; `recover` must then be called, on all ranks,
+    /// before the next step.
+    [[nodiscard]] auto run(batch const& from, bool training) -> task<> {
+        begin(from, training);
+        rank_program const& steps = training ? plan_->training[own()] : plan_->evaluation[own()];
+        scope chunks{co_await this_environment{}};
+        for (std::size_t i = 0; i < steps.incoming.size(); ++i) chunks.spawn(receive_all(steps.incoming[i], posted_[i]));
+        chunks.spawn(issue(steps, chunks));
+        co_await chunks.join();
+        for (local_stage& each : stages_) collect_losses(each);
+    }
+
+    /// This rank's share of the step's loss, by micro-batch of the step: weighted loss where this rank computed it, else 0.
+    [[nodiscard]] auto losses() noexcept -> std::vector<double>& { return losses_; }
+
+    /// Makes the rank ready for another step after a failed one. Waits for the device. All ranks have ended their step.
+    void recover() {
+        for (stream* each : {compute_, receive_}) {
+            try {
+                each->synchronize();
+            } catch (...) { // reported already, as the failure of the step
+            }
+        }
+        for (flight& each : flights_) each.halves = {};
+        for (local_stage& each : stages_) {
+            each.layers.drop_all(each.slots.size());
+            for (slot& s : each.slots) s.clear();
+        }
+        endpoint_.reset();
+    }
+
+    [[nodiscard]] auto rank() const noexcept -> int { return rank_; }
+    [[nodiscard]] auto dev() const noexcept -> Device& { return *device_; }
+    [[nodiscard]] auto endpoint() noexcept -> Endpoint& { return endpoint_; }
+    [[nodiscard]] auto compute_stream() const noexcept -> stream& { return *compute_; }
+    [[nodiscard]] auto receive_stream() const noexcept -> stream& { return *receive_; }
+    [[nodiscard]] auto plan() const noexcept -> step_plan const& { return *plan_; }
+    [[nodiscard]] auto listener() const noexcept -> observer_ref { return options_.listener; }
+
+    /// The layers of schedule stage `number`, which must be one of this rank's.
+    [[nodiscard]] auto layers_of(int number) -> stage<Device>& { return stage_at(number).layers; }
+
+private:
+    /// What a chunk gets from a neighbouring stage.
+    struct arrival {
+        one_shot_event handed_over{};
+        tensor value{};
+        transfer<Device> moved{};
+
+        void clear() {
+            handed_over.reset();
+            value = {};
+            moved = {};
+        }
+    };
+    /// One micro-batch in one stage.
+    struct slot {
+        arrival input{};
+        arrival gradient{};
+        host_array sample{};
+        host_array target{};
+        float loss = 0;
+
+        void clear() {
+            input.clear();
+            gradient.clear();
+        }
+    };
+    struct local_stage {
+        int number;
+        stage<Device> layers;
+        std::vector<slot> slots;
+    };
+    /// An action between its issue and its retirement.
+    struct half {
+        event start{};
+        event end{};
+        event ready{}; ///< of the output, where it goes to another rank
+        tensor output{};
+    };
+    struct flight {
+        action what{chunk{}};
+        std::array<half, 2> halves{};
+        bool held_by_window = false;
+    };
+
+    [[nodiscard]] auto own() const noexcept -> std::size_t { return static_cast<std::size_t>(rank_); }
+    [[nodiscard]] auto measured() const noexcept -> timing { return options_.listener ? timing::on : timing::off; }
+
+    [[nodiscard]] auto stage_at(int number) -> local_stage& {
+        return *std::find_if(stages_.begin(), stages_.end(), [&](local_stage const& s) { return s.number == number; });
+    }
+    [[nodiscard]] auto slot_of(chunk const& c) -> slot& {
+        return stage_at(c.stage).slots[static_cast<std::size_t>(c.micro_batch)];
+    }
+    [[nodiscard]] auto step_micro_batch(chunk const& c) const -> int {
+        return plan_->where.global_micro_batch(c.stage, c.micro_batch, plan_->micro_batches);
+    }
+    [[nodiscard]] auto arrival_of(message const& m) -> arrival& {
+        slot& to = stage_at(m.to_stage).slots[static_cast<std::size_t>(m.micro_batch)];
+        return m.direction == flow::forward ? to.input : to.gradient;
+    }
+    [[nodiscard]] static auto identity(message const& m) noexcept -> std::uint64_t {
+        return (std::uint64_t{m.from_stage} << 48U) | (std::uint64_t{m.to_stage} << 32U) |
+               static_cast<std::uint32_t>(m.micro_batch);
+    }
+
+    void begin(batch const& from, bool training) {
+        batch_ = &from;
+        training_ = training;
+        retired_ = 0;
+        turns_.reset();
+        for (progress_counter& each : posted_) each.reset();
+        last_end_ = device_->now();
+        double total = 0;
+        for (std::size_t m = 0; m < weights_.size(); ++m) total += weights_[m] = from.data.weight(from.first + m);
+        for (double& each : weights_) each /= total;
+        std::fill(losses_.begin(), losses_.end(), 0.0);
+        for (local_stage& each : stages_) {
+            for (slot& s : each.slots) s.clear();
+            if (!training) continue;
+            for (auto& layer : each.layers.layers()) {
+                for (parameter* p : layer.parameters()) compute_->zero(p->gradient.data(), p->gradient.bytes());
+            }
+        }
+    }
+
+    void collect_losses(local_stage& last) {
+        if (!plan_->where.is_last(last.number)) return;
+        for (std::size_t m = 0; m < last.slots.size(); ++m) {
+            auto const of = static_cast<std::size_t>(
+                plan_->where.global_micro_batch(last.number, static_cast<int>(m), plan_->micro_batches));
+            losses_[of] = weights_[of] * static_cast<double>(last.slots[m].loss);
+        }
+    }
+
+    /// Starts the actions in order, at most `lookahead` ahead of the device.
+    auto issue(rank_program const& steps, scope& chunks) -> task<> {
+        std::uint64_t const count = steps.actions.size();
+        std::uint64_t const window = flights_.size();
+        try {
+            for (std::uint64_t i = 0; i < count; ++i) {
+                flight& next = flights_[i % window];
+                bool const full = i - retired_ == window;
+                if (full) co_await retire((window + 1) / 2);
+                next.what = steps.actions[i];
+                next.held_by_window = full;
+                for (posted_receives const& need : steps.needs[i]) {
+                    if (need.count == 0) continue;
+                    progress_counter& posted = posted_[need.lane];
+                    if (need.count > posted.value()) posted.advance(need.count - posted.value());
+                }
+                chunks.spawn(run_action(i, next, chunks));
+            }
+            co_await retire(count - retired_);
+        } catch (...) {
+            endpoint_.abort();
+            throw;
+        }
+    }
+
+    /// The life of an action, from its inputs to its end on the compute stream.
+    auto run_action(std::uint64_t ticket, flight& own, scope& chunks) -> task<> {
+        try {
+            for (chunk const& each : own.what.chunks()) co_await fetch(each);
+            co_await turns_.turn(ticket);
+            auto const pieces = own.what.chunks();
+            if (own.what.overlapped()) {
+                co_await alternate(compute(pieces[0], own.halves[0]), compute(pieces[1], own.halves[1]));
+            } else {
+                co_await compute(pieces[0], own.halves[0]);
+            }
+            for (std::size_t i = 0; i < pieces.size(); ++i) hand_over(pieces[i], own.halves[i], chunks);
+            turns_.pass();
+        } catch (...) {
+            endpoint_.abort();
+            throw;
+        }
+    }
+
+    /// Waits until a chunk's input has been handed over; reads the dataset for a first or last stage.
+    auto fetch(chunk const& c) -> task<> {
+        slot& s = slot_of(c);
+        bool const first = plan_->where.is_first(c.stage);
+        bool const last = plan_->where.is_last(c.stage);
+        if (c.what == op::forward) {
+            if (first || last) {
+                try {
+                    batch_->data.load(batch_->first + static_cast<std::uint64_t>(step_micro_batch(c)), s.sample, s.target);
+                } catch (...) {
+                    fail(c);
+                }
+            }
+            if (!first) co_await s.input.handed_over.wait();
+        } else if (c.what != op::backward_weight && !last) {
+            co_await s.gradient.handed_over.wait();
+        }
+    }
+
+    /// Enqueues a chunk's work.
+    auto compute(chunk c, half& own) -> task<> {
+        try {
+            slot& s = slot_of(c);
+            auto const number = static_cast<std::size_t>(c.micro_batch);
+            stage<Device>& layers = stage_at(c.stage).layers;
+            bool const last = plan_->where.is_last(c.stage);
+            auto const micro_batch = static_cast<std::size_t>(step_micro_batch(c));
+            context<Device> work{.stream = *compute_, .micro_batch = static_cast<std::int64_t>(micro_batch),
+                                 .training = training_, .target = {}, .scale = static_cast<float>(weights_[micro_batch])};
+            arrival& from = c.what == op::forward ? s.input : s.gradient;
+            if (c.what != op::backward_weight && from.value) compute_->wait(from.moved.end);
+            own.start = compute_->record(measured());
+            if (c.what == op::forward) {
+                if (plan_->where.is_first(c.stage)) from.value = upload(s.sample);
+                if (last) work.target = upload(s.target);
+                own.output = co_await layers.forward(work, number, from.value);
+                if (last) compute_->copy(&s.loss, own.output.data(), sizeof s.loss);
+            } else if (c.what == op::backward_weight) {
+                co_await layers.backward_weight(work, number);
+            } else {
+                own.output = co_await layers.backward(work, number, from.value, c.what == op::backward);
+            }
+            own.end = compute_->record(measured());
+            if (own.output) own.ready = compute_->record(measured());
+        } catch (...) {
+            fail(c);
+        }
+    }
+
+    [[nodiscard]] auto upload(host_array const& from) -> tensor {
+        tensor to{*compute_->memory(), from.sizes(), from.type()};
+        compute_->copy(to.data(), from.data(), from.bytes());
+        return to;
+    }
+
+    /// Gives a chunk's output to the next stage: directly on this rank, as a message to another.
+    void hand_over(chunk const& c, half& own, scope& chunks) {
+        tensor value = std::move(own.output);
+        auto const out = output_of(c, plan_->where);
+        if (!out) return;
+        if (crosses_ranks(*out, plan_->where)) {
+            chunks.spawn(send(*out, c, std::move(value), std::move(own.ready)));
+        } else {
+            arrival& to = arrival_of(*out);
+            to.value = std::move(value);
+            to.handed_over.set();
+        }
+    }
+
+    /// Lives until the peer has taken the message over. Compute never waits for it.
+    auto send(message m, chunk c, tensor value, event ready) -> task<> {
+        envelope what{.identity = identity(m), .bytes = value.bytes()};
+        what.header[0] = static_cast<std::int64_t>(value.type());
+        what.header[1] = static_cast<std::int64_t>(value.sizes().rank());
+        std::copy(value.sizes().begin(), value.sizes().end(), what.header.begin() + 2);
+        co_await endpoint_.send(plan_->where.rank_of(m.to_stage), what, value.data(), ready);
+        if (options_.listener) report(span_kind::send, wait_reason::none, c, ready.time(), device_->now());
+    }
+
+    /// Receives all messages of one peer, each as soon as it has been posted.
+    auto receive_all(lane const& from, progress_counter& posted) -> task<> {
+        try {
+            std::uint64_t count = 0;
+            for (message const& m : from.messages) {
+                co_await posted.reached(++count);
+                auto arrived = co_await endpoint_.arrival(from.peer, identity(m));
+                arrival& to = arrival_of(m);
+                to.value = tensor{*receive_->memory(), sizes_in(arrived.what), static_cast<dtype>(arrived.what.header[0])};
+                to.moved = endpoint_.accept(arrived, to.value.data(), *receive_, measured());
+                to.handed_over.set();
+            }
+        } catch (...) {
+            endpoint_.abort();
+            throw;
+        }
+    }
+
+    [[nodiscard]] static auto sizes_in(envelope const& what) -> extents {
+        return extents{what.header.data() + 2, static_cast<std::size_t>(what.header[1])};
+    }
+
+    /// Waits until the `count` oldest actions in flight have ended on the device, then measures and frees them.
+    auto retire(std::uint64_t count) -> task<> {
+        if (count == 0) co_return;
+        std::uint64_t const until = retired_ + count;
+        co_await turns_.turn(until);
+        flight& newest = flights_[(until - 1) % flights_.size()];
+        for (half& each : newest.halves) co_await each.end.completion();
+        for (; retired_ < until; ++retired_) retire(flights_[retired_ % flights_.size()]);
+    }
+
+    void retire(flight& done) {
+        auto const pieces = done.what.chunks();
+        if (options_.listener) report(done);
+        for (std::size_t i = 0; i < pieces.size(); ++i) {
+            try {
+                done.halves[i].end.check();
+            } catch (...) {
+                fail(pieces[i]);
+            }
+            done.halves[i] = {};
+            slot& s = slot_of(pieces[i]);
+            op const what = pieces[i].what;
+            if (!training_ || what == op::backward || what == op::backward_weight) s.clear();
+        }
+    }
+
+    /// Reports an action that has ended, and what the rank waited for before it.
+    void report(flight const& done) {
+        auto const pieces = done.what.chunks();
+        double start = done.halves[0].start.time();
+        double arrived = 0;
+        for (std::size_t i = 0; i < pieces.size(); ++i) {
+            start = std::min(start, done.halves[i].start.time());
+            slot const& s = slot_of(pieces[i]);
+            if (pieces[i].what == op::backward_weight) continue;
+            arrival const& from = pieces[i].what == op::forward ? s.input : s.gradient;
+            if (from.moved.end.time() == 0) continue; // handed over on this rank
+            arrived = std::max(arrived, from.moved.end.time());
+            report(span_kind::receive, wait_reason::none, pieces[i], from.moved.start.time(), from.moved.end.time());
+        }
+        if (start > last_end_) {
+            wait_reason const why = arrived > last_end_       ? wait_reason::input
+                                    : done.held_by_window     ? wait_reason::memory
+                                                              : wait_reason::host;
+            report(span_kind::wait, why, pieces[0], last_end_, start);
+        }
+        for (std::size_t i = 0; i < pieces.size(); ++i) {
+            half const& each = done.halves[i];
+            report(kind_of(pieces[i].what, done.what.overlapped()), wait_reason::none, pieces[i], each.start.time(),
+                   each.end.time());
+            last_end_ = std::max(last_end_, each.end.time());
+        }
+    }
+
+    void report(span_kind kind, wait_reason reason, chunk const& c, double start, double end) const {
+        options_.listener.record({.start = start, .end = end, .what = c, .rank = rank_, .kind = kind, .reason = reason});
+    }
+
+    /// Rethrows the exception in flight with the place where it happened.
+    [[noreturn]] void fail(chunk const& c) const {
+        try {
+            throw;
+        } catch (cancelled const&) {
+            throw;
+        } catch (peer_failed const&) {
+            throw;
+        } catch (std::exception const& reason) {
+            throw chunk_error(rank_, c, step_micro_batch(c), std::current_exception(), reason.what());
+        } catch (...) {
+            throw chunk_error(rank_, c, step_micro_batch(c), std::current_exception(), "an exception of unknown type");
+        }
+    }
+
+    step_plan const* plan_;
+    int rank_;
+    Device* device_;
+    Endpoint endpoint_;
+    pipeline_options options_;
+    stream* compute_;
+    stream* receive_;
+    std::vector<local_stage> stages_{};
+    std::vector<flight> flights_;
+    std::vector<progress_counter> posted_;
+    turnstile turns_{};
+    std::uint64_t retired_ = 0;
+    double last_end_ = 0;
+    batch const* batch_ = nullptr;
+    bool training_ = true;
+    std::vector<double> losses_;
+    std::vector<double> weights_;
+};
+
+} // namespace copipe

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+// The ranks of this process: each with a thread and an executor of its own, or all on the calling thread.
+#pragma once
+
+#include "copipe/async/asio.hpp"
+#include "copipe/async/task.hpp"
+#include "copipe/transport/transport.hpp"
+
+#include <boost/asio/io_context.hpp>
+
+#include <atomic>
+#include <concepts>
+#include <coroutine>
+#include <cstddef>
+#include <deque>
+#include <exception>
+#include <latch>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace copipe {
+
+enum class rank_threads : bool { one_each, calling_thread };
+
+/// Runs one coroutine per rank, beside each other, and waits for all.
+class rank_team {
+public:
+    explicit rank_team(int ranks, rank_threads threads = rank_threads::one_each) : ranks_(ranks), threads_(threads) {
+        for (int i = 0; i < (threads == rank_threads::one_each ? ranks : 1); ++i) members_.emplace_back();
+        if (threads == rank_threads::calling_thread) return;
+        for (member& each : members_) each.thread = std::thread([&each] { each.exec.run_until([&each] { return each.leaving; }); });
+    }
+    rank_team(rank_team const&) = delete;
+    auto operator=(rank_team const&) -> rank_team& = delete;
+    ~rank_team() {
+        for (member& each : members_) {
+            if (!each.thread.joinable()) continue;
+            run_on(each, leave(each));
+            each.thread.join();
+        }
+    }
+
+    [[nodiscard]] auto size() const noexcept -> int { return ranks_; }
+    /// The executor of a rank.
+    [[nodiscard]] auto exec(int rank) noexcept -> asio_executor& { return member_of(rank).exec; }
+
+    /// Runs `make(rank)` for every rank and waits until all have ended. Throws the failure that came first in cause: one that
+    /// is not merely the echo of another rank's (peer_failed) or of a sibling's (cancelled).
+    template <class Make>
+        requires std::is_invocable_r_v<task<>, Make&, int>
+    void run(Make make) {
+        std::deque<root> roots;
+        std::latch ended{ranks_};
+        for (int rank = 0; rank < ranks_; ++rank) roots.emplace_back(make(rank), member_of(rank).exec, ended);
+        for (root& each : roots) each.env.exec->wake(each.start);
+        if (threads_ == rank_threads::calling_thread) members_.front().exec.run_until([&] { return ended.try_wait(); });
+        ended.wait();
+        std::exception_ptr first;
+        for (root& each : roots) {
+            if (each.failure && (!first || (is_echo(first) && !is_echo(each.failure)))) first = each.failure;
+        }
+        if (first) std::rethrow_exception(first);
+    }
+
+private:
+    struct member {
+        boost::asio::io_context io{1};
+        asio_executor exec{io};
+        bool leaving = false;
+        std::thread thread{};
+    };
+
+    struct root final : task_owner {
+        root(task<> made, executor& exec, std::latch& latch) : body(std::move(made)), env{.exec = &exec}, ended(&latch) {
+            start.handle = body.prepare(*this, env);
+        }
+        auto finished(std::coroutine_handle<>, std::exception_ptr why) noexcept -> std::coroutine_handle<> override {
+            failure = std::move(why);
+            ended->count_down();
+            return std::noop_coroutine();
+        }
+        task<> body;
+        environment env;
+        waiter start{};
+        std::latch* ended;
+        std::exception_ptr failure{};
+    };
+
+    [[nodiscard]] auto member_of(int rank) noexcept -> member& {
+        return members_[threads_ == rank_threads::one_each ? static_cast<std::size_t>(rank) : 0];
+    }
+
+    static auto leave(member& self) -> task<> {
+        self.leaving = true;
+        co_return;
+    }
+    static void run_on(member& where, task<> body) {
+        std::latch ended{1};
+        root last{std::move(body), where.exec, ended};
+        where.exec.wake(last.start);
+        ended.wait();
+    }
+
+    [[nodiscard]] static auto is_echo(std::exception_ptr const& failure) -> bool {
+        try {
+            std::rethrow_exception(failure);
+        } catch (peer_failed const&) {
+            return true;
+        } catch (cancelled const&) {
+            return true;
+        } catch (...) {
+            return false;
+        }
+    }
+
+    int ranks_;
+    rank_threads threads_;
+    std::deque<member> members_{};
+};
+
+} // namespace copipe

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// A policy's programs, verified and made ready to run: for every rank its actions, the messages to expect, and when each
+// receive must have been posted.
+#pragma once
+
+#include "copipe/schedule/messages.hpp"
+#include "copipe/schedule/policy.hpp"
+#include "copipe/schedule/verify.hpp"
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace copipe {
+
+/// "The first `count` messages of `lane` have been posted."
+struct posted_receives {
+    std::size_t lane = 0;
+    std::uint64_t count = 0;
+};
+
+/// What one rank runs: `needs[i]` are the receives that action i's chunks cannot do without.
+struct rank_program {
+    program actions;
+    std::vector<lane> incoming;
+    std::vector<std::array<posted_receives, 2>> needs;
+};
+
+/// The programs of all ranks for a training step, and for an evaluation (the same walk, forwards only).
+struct step_plan {
+    placement where;
+    int micro_batches;
+    std::vector<rank_program> training;
+    std::vector<rank_program> evaluation;
+};
+
+/// Makes one rank's program ready from the programs of all.
+[[nodiscard]] inline auto rank_program_of(std::vector<program> const& all, placement const& where, int rank, int per_stage)
+    -> rank_program {
+    rank_program own{.actions = all[static_cast<std::size_t>(rank)], .incoming = incoming(all, where, rank), .needs = {}};
+    auto const place = [&](message const& m) {
+        return (static_cast<std::size_t>(m.to_stage) * 2 + static_cast<std::size_t>(m.direction)) *
+                   static_cast<std::size_t>(per_stage) + static_cast<std::size_t>(m.micro_batch);
+    };
+    std::vector<posted_receives> known(static_cast<std::size_t>(where.stages() * 2 * per_stage));
+    for (std::size_t lane = 0; lane < own.incoming.size(); ++lane) {
+        std::uint64_t count = 0;
+        for (message const& each : own.incoming[lane].messages) known[place(each)] = {lane, ++count};
+    }
+    for (action const& each : own.actions) {
+        auto& needed = own.needs.emplace_back();
+        std::size_t half = 0;
+        for (chunk const& one : each.chunks()) {
+            if (auto const input = input_of(one, where)) needed[half] = known[place(*input)];
+            ++half;
+        }
+    }
+    return own;
+}
+
+/// Plans and verifies a step. Throws shape_error if the policy cannot run the shape, schedule_error if its programs are wrong.
+template <schedule_policy Policy>
+[[nodiscard]] auto plan_step(Policy const& policy, shape size) -> step_plan {
+    std::vector<program> trained = programs(policy, size);
+    placement const where = policy.placed(size);
+    if (verdict proof = verify(trained, where, size.micro_batches); !proof) throw schedule_error(std::move(proof));
+    step_plan plan{.where = where, .micro_batches = size.micro_batches, .training = {}, .evaluation = {}};
+    std::vector<program> evaluated;
+    for (program const& each : trained) evaluated.push_back(forward_only(each));
+    int const per_stage = where.micro_batches_per_stage(size.micro_batches);
+    for (int rank = 0; rank < size.ranks; ++rank) {
+        plan.training.push_back(rank_program_of(trained, where, rank, per_stage));
+        plan.evaluation.push_back(rank_program_of(evaluated, where, rank, per_stage));
+    }
+    return plan;
+}
+
+} // namespace copipe
