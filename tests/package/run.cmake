@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# cmake -D WAY=... -D SOURCE=copipe's checkout -D BUILD=its build folder -D VERSION=... -D COMPILER=... -D SCRATCH=... \
-#       [-D HINTS=-DBoost_DIR=...] -P run.cmake
+# cmake -D WAY=... -D SOURCE=copipe's checkout -D BUILD=its build folder -D VERSION=... -D COMPILER=... \
+#       -D GENERATOR=... -D SCRATCH=... [-D HINTS=-DBoost_DIR=...] -P run.cmake
 # Builds the consumer next to this script against copipe, obtained the given WAY and without network, and runs it.
 cmake_minimum_required(VERSION 3.25)
 
@@ -31,7 +31,8 @@ elseif(WAY STREQUAL "fetch_git")
     list(APPEND HINTS -DCOPIPE_COMMIT=${commit})
 endif()
 
-run(${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR}/consumer -B ${SCRATCH}/build -DCMAKE_CXX_COMPILER=${COMPILER}
+run(${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR}/consumer -B ${SCRATCH}/build
+    -G ${GENERATOR} -DCMAKE_CXX_COMPILER=${COMPILER}
     -DWAY=${WAY} -DCOPIPE_SOURCE=${SOURCE} -DCOPIPE_VERSION=${VERSION} ${HINTS})
 run(${CMAKE_COMMAND} --build ${SCRATCH}/build)
 run(${SCRATCH}/build/consumer)
