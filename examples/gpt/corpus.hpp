@@ -5,6 +5,7 @@
 
 #include "copipe/error.hpp"
 #include "copipe/model/parameter.hpp"
+#include "copipe/pipeline/dataset.hpp"
 
 #include <algorithm>
 #include <cstddef>
@@ -46,6 +47,24 @@ struct windows {
         }
     }
 };
+
+/// Windows as a dataset: every micro-batch holds `batch` of them. An epoch is as many as the text would fill end to
+/// end.
+struct micro_batches {
+    windows from;
+    int batch;
+
+    [[nodiscard]] auto size() const noexcept -> std::uint64_t {
+        auto const tokens = static_cast<std::uint64_t>(batch) * static_cast<std::uint64_t>(from.context);
+        return std::max<std::uint64_t>(from.text.size() / tokens, 1);
+    }
+    void load(std::uint64_t index, copipe::host_array& input, copipe::host_array& target) const {
+        copipe::extents const sizes{batch, from.context};
+        from.sample(index, batch, input.resize<std::int32_t>(sizes, copipe::dtype::i32),
+                    target.resize<std::int32_t>(sizes, copipe::dtype::i32));
+    }
+};
+static_assert(copipe::dataset<micro_batches>);
 
 /// All bytes of `paths`, in their order; the files of a folder recursively, sorted by path. Hidden folders (.git) and
 /// folders named "build" are passed over.

@@ -3,6 +3,7 @@
 
 #include "catch.hpp"
 
+#include <algorithm>
 #include <array>
 #include <filesystem>
 #include <fstream>
@@ -130,6 +131,28 @@ TEST_CASE("a micro-batch depends on its number and the seed alone") {
     REQUIRE(draw(1, 7) == draw(1, 7));
     REQUIRE(draw(1, 7) != draw(1, 8));
     REQUIRE(draw(1, 7) != draw(2, 7));
+}
+
+TEST_CASE("as a dataset, a micro-batch is what its windows sample, and an epoch is the text once") {
+    folder const data;
+    std::string text;
+    for (int i = 0; i < 1000; ++i) text.push_back(static_cast<char>(i * i % 251));
+    auto const corpus = read({data.write("text", text)}, {.context = 16});
+    gpt::micro_batches const batches{corpus.training(), 2};
+    REQUIRE(batches.size() == 900 / 32);
+    REQUIRE(gpt::micro_batches{corpus.training(), 1000}.size() == 1);
+    copipe::host_array input;
+    copipe::host_array target;
+    batches.load(41, input, target);
+    std::array<std::int32_t, 32> expected_input{};
+    std::array<std::int32_t, 32> expected_target{};
+    corpus.training().sample(41, 2, expected_input.data(), expected_target.data());
+    for (copipe::host_array const* each : {&input, &target}) {
+        REQUIRE(each->sizes() == copipe::extents{2, 16});
+        REQUIRE(each->type() == copipe::dtype::i32);
+    }
+    REQUIRE(std::equal(expected_input.begin(), expected_input.end(), input.data<std::int32_t>()));
+    REQUIRE(std::equal(expected_target.begin(), expected_target.end(), target.data<std::int32_t>()));
 }
 
 TEST_CASE("a corpus that cannot be trained on is refused in a sentence that names the path") {

@@ -129,7 +129,7 @@ TEST_CASE("the embedding layer and its gradients agree with double precision and
     require_parameter_gradients(r, layer, values, dy, function);
 }
 
-TEST_CASE("the head returns the mean loss of the micro-batch; its gradients carry the scale") {
+TEST_CASE("the head returns the mean loss of the micro-batch, and its gradients carry the scale") {
     constexpr int batch = 2, time = 3, width = 5, vocabulary = 7, rows = batch * time;
     float const scale = GENERATE(1.0f, 0.25f);
     bool const one_ignored = GENERATE(false, true);
