@@ -146,8 +146,13 @@ copipe_clang() {
 at_least() { [[ $(printf '%s\n' "$2" "$1" | sort -V | head -n 1) == "$2" ]]; }
 
 # As many as there are cores, but no more than memory holds: a translation unit of coroutines takes up to 1.5 GB.
+# CMake's own variable overrides it.
 copipe_jobs() {
     local cores memory
+    if [[ ${CMAKE_BUILD_PARALLEL_LEVEL-} ]]; then
+        echo "$CMAKE_BUILD_PARALLEL_LEVEL"
+        return
+    fi
     cores=$(nproc)
     memory=$(awk '/^MemAvailable/ { print int($2 / 1500000) }' /proc/meminfo)
     ((memory >= 1)) || memory=1

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Prints the lines of code of each room, blank lines and comment lines left out, and of the core rooms together.
-# Fails when the core rooms exceed the limit that the design sets.
+# The design wants the core rooms under 3,000; the last line says whether they are.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../include/copipe"
 
@@ -24,5 +24,6 @@ for room in */; do
     fi
 done
 total=$((total + $(count ./*.hpp)))
-printf '%-14s %5d\n%-14s %5d of at most %d\n' all "$total" core "$core" "$limit"
-((core <= limit))
+over=
+((core <= limit)) || over=", $((core - limit)) OVER"
+printf '%-14s %5d\n%-14s %5d of at most %d%s\n' all "$total" core "$core" "$limit" "$over"

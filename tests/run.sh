@@ -79,7 +79,7 @@ sanitize() {
 
 finish() {
     printf '\n'
-    printf '%s\n' "${summary[@]}"
+    printf '%s\n' "${summary[@]}" "lines of code: $(tests/lines_of_code.sh | tail -n 1)"
     printf '%s in %d s\n' "$( ((failed)) && echo 'tests/run.sh FAILED' || echo 'tests/run.sh passed')" "$SECONDS"
     exit "$failed"
 }
