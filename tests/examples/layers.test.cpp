@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <concepts>
 #include <functional>
 #include <string>
 #include <vector>
@@ -22,14 +23,12 @@ struct rank {
     copipe::host_stream& stream = device.open_stream("compute");
     gpt::context context{.stream = stream};
 
-    auto upload(floats const& values, copipe::extents const& sizes) -> tensor {
-        tensor t = context.make(sizes);
-        std::copy(values.begin(), values.end(), t.data());
-        return t;
-    }
-    auto upload(tokens const& values, copipe::extents const& sizes) -> tensor {
-        tensor t = context.make(sizes, copipe::dtype::i32);
-        std::copy(values.begin(), values.end(), t.data<std::int32_t>());
+    /// The memory may still be in use by launched work, so the host waits before it writes.
+    template <class T>
+    auto upload(std::vector<T> const& values, copipe::extents const& sizes) -> tensor {
+        tensor t = context.make(sizes, std::same_as<T, float> ? copipe::dtype::f32 : copipe::dtype::i32);
+        stream.synchronize();
+        std::copy(values.begin(), values.end(), t.template data<T>());
         return t;
     }
     auto download(tensor const& t) -> floats {
