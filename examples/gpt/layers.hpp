@@ -4,9 +4,7 @@
 // returns.
 #pragma once
 
-#include "copipe/device/host.hpp"
-#include "copipe/model/layer.hpp"
-#include "gpt/kernels.hpp"
+#include "gpt/parts.hpp"
 
 #include <algorithm>
 #include <array>
@@ -18,111 +16,10 @@
 
 namespace gpt {
 
-using copipe::parameter;
-using copipe::tensor;
-using context = copipe::context<copipe::host_device>;
-
 /// A configuration that no GPT can have; the sentence names the option at fault.
 class config_error : public copipe::error {
 public:
     using error::error;
-};
-
-/// The address of a tensor, as a pointer to whatever element type the kernel wants.
-struct address {
-    void* data;
-    template <class T>
-    operator T*() const noexcept {
-        return static_cast<T*>(data);
-    }
-};
-[[nodiscard]] inline auto argument(tensor const& t) noexcept -> address { return {t.data<void>()}; }
-template <class T>
-[[nodiscard]] auto argument(T const& value) noexcept -> T {
-    return value;
-}
-
-/// Enqueues `kernel(arguments...)` on the compute stream, tensors passed by their addresses.
-template <class Kernel, class... Arguments>
-void launch(context& c, Kernel* kernel, Arguments const&... arguments) {
-    c.stream.launch([kernel, ... values = argument(arguments)] { kernel(values...); });
-}
-
-/// The number of rows of a tensor [batch, time, ...].
-[[nodiscard]] inline auto rows(tensor const& x) -> int { return static_cast<int>(x.size(0) * x.size(1)); }
-
-/// Enqueues b += a and returns b.
-inline auto added(context& c, tensor const& a, tensor b) -> tensor {
-    launch(c, residual_add, static_cast<std::ptrdiff_t>(b.count()), a, b, b);
-    return b;
-}
-
-/// y = x transpose(weight) + bias. Like `norm` below it is shaped as a layer, and is part of one.
-struct linear {
-    struct saved {
-        tensor x, dy;
-    };
-    parameter weight;
-    parameter bias;
-
-    linear(std::string const& name, int in, int out, double deviation)
-        : weight{.name = name + ".weight", .sizes = {out, in}, .first = copipe::normal(deviation)},
-          bias{.name = name + ".bias", .sizes = {out}, .first = copipe::constant(0)} {}
-
-    auto forward(context& c, tensor x, saved& s) const -> tensor {
-        tensor y = c.make({x.size(0), x.size(1), weight.sizes[0]});
-        launch(c, linear_forward, shape(x), x, weight.value, bias.value, y);
-        s.x = std::move(x);
-        return y;
-    }
-    auto backward_input(context& c, tensor dy, saved& s) const -> tensor {
-        tensor dx = c.make(s.x.sizes());
-        launch(c, linear_backward_input, shape(dy), dy, weight.value, dx);
-        s.dy = std::move(dy);
-        return dx;
-    }
-    void backward_weight(context& c, saved& s) const {
-        launch(c, linear_backward_weight, shape(s.x), s.x, s.dy, weight.gradient, bias.gradient);
-    }
-
-private:
-    [[nodiscard]] auto shape(tensor const& x) const -> linear_shape {
-        return {rows(x), static_cast<int>(weight.sizes[1]), static_cast<int>(weight.sizes[0])};
-    }
-};
-
-/// Layer normalization with a gain and a bias.
-struct norm {
-    struct saved {
-        tensor x, mean, rstd, dy;
-    };
-    parameter gain;
-    parameter bias;
-
-    norm(std::string const& name, int width)
-        : gain{.name = name + ".gain", .sizes = {width}, .first = copipe::constant(1)},
-          bias{.name = name + ".bias", .sizes = {width}, .first = copipe::constant(0)} {}
-
-    auto forward(context& c, tensor x, saved& s) const -> tensor {
-        tensor y = c.make(x.sizes());
-        s.mean = c.make({rows(x)});
-        s.rstd = c.make({rows(x)});
-        launch(c, layer_norm_forward, shape(x), x, gain.value, bias.value, y, s.mean, s.rstd);
-        s.x = std::move(x);
-        return y;
-    }
-    auto backward_input(context& c, tensor dy, saved& s) const -> tensor {
-        tensor dx = c.make(dy.sizes());
-        launch(c, layer_norm_backward_input, shape(dy), dy, s.x, gain.value, s.mean, s.rstd, dx);
-        s.dy = std::move(dy);
-        return dx;
-    }
-    void backward_weight(context& c, saved& s) const {
-        launch(c, layer_norm_backward_weight, shape(s.x), s.dy, s.x, s.mean, s.rstd, gain.gradient, bias.gradient);
-    }
-
-private:
-    [[nodiscard]] auto shape(tensor const& x) const -> norm_shape { return {rows(x), static_cast<int>(gain.sizes[0])}; }
 };
 
 /// The name under which the embedding and the head share one matrix.
@@ -315,35 +212,5 @@ private:
 
 static_assert(copipe::layer<embedding, copipe::host_device> && copipe::layer<block, copipe::host_device> &&
               copipe::layer<head, copipe::host_device>);
-
-/// The size of a GPT.
-struct config {
-    int blocks = 4;
-    int width = 128;
-    int heads = 4;
-    int context = 64;
-    int vocabulary = 256; ///< every byte a token
-};
-
-/// The layers of a GPT: the embedding, the blocks, the head. Throws config_error when a size is not positive or the
-/// heads do not divide the width.
-[[nodiscard]] inline auto make_model(config const& of) -> copipe::model<copipe::host_device> {
-    for (auto const& [option, value] : {std::pair{"layers", of.blocks},
-                                        {"width", of.width},
-                                        {"heads", of.heads},
-                                        {"context", of.context},
-                                        {"vocabulary", of.vocabulary}}) {
-        if (value < 1) throw config_error(option + (" must be at least 1, not " + std::to_string(value)));
-    }
-    if (of.width % of.heads != 0) {
-        throw config_error("a width of " + std::to_string(of.width) + " does not divide into " +
-                           std::to_string(of.heads) + " heads: choose a width that is a multiple of the heads");
-    }
-    copipe::model<copipe::host_device> model;
-    model.add(embedding{of.vocabulary, of.context, of.width});
-    for (int i = 0; i < of.blocks; ++i) model.add(block{of.width, of.heads, of.blocks});
-    model.add(head{of.vocabulary, of.width});
-    return model;
-}
 
 } // namespace gpt

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "gpt/layers.hpp"
+#include "gpt/model.hpp"
 
 #include "catch.hpp"
 #include "reference.hpp"

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the layers of the GPT are made of: launching a kernel on tensors, linear maps, layer normalization.
+#pragma once
+
+#include "copipe/device/host.hpp"
+#include "copipe/model/layer.hpp"
+#include "gpt/kernels.hpp"
+
+#include <cstddef>
+#include <string>
+#include <utility>
+
+namespace gpt {
+
+using copipe::parameter;
+using copipe::tensor;
+using context = copipe::context<copipe::host_device>;
+
+/// The address of a tensor, as a pointer to whatever element type the kernel wants.
+struct address {
+    void* data;
+    template <class T>
+    operator T*() const noexcept {
+        return static_cast<T*>(data);
+    }
+};
+[[nodiscard]] inline auto argument(tensor const& t) noexcept -> address { return {t.data<void>()}; }
+template <class T>
+[[nodiscard]] auto argument(T const& value) noexcept -> T {
+    return value;
+}
+
+/// Enqueues `kernel(arguments...)` on the compute stream, tensors passed by their addresses.
+template <class Kernel, class... Arguments>
+void launch(context& c, Kernel* kernel, Arguments const&... arguments) {
+    c.stream.launch([kernel, ... values = argument(arguments)] { kernel(values...); });
+}
+
+/// The number of rows of a tensor [batch, time, ...].
+[[nodiscard]] inline auto rows(tensor const& x) -> int { return static_cast<int>(x.size(0) * x.size(1)); }
+
+/// Enqueues b += a and returns b.
+inline auto added(context& c, tensor const& a, tensor b) -> tensor {
+    launch(c, residual_add, static_cast<std::ptrdiff_t>(b.count()), a, b, b);
+    return b;
+}
+
+/// y = x transpose(weight) + bias. Like `norm` below it is shaped as a layer, and is part of one.
+struct linear {
+    struct saved {
+        tensor x, dy;
+    };
+    parameter weight;
+    parameter bias;
+
+    linear(std::string const& name, int in, int out, double deviation)
+        : weight{.name = name + ".weight", .sizes = {out, in}, .first = copipe::normal(deviation)},
+          bias{.name = name + ".bias", .sizes = {out}, .first = copipe::constant(0)} {}
+
+    auto forward(context& c, tensor x, saved& s) const -> tensor {
+        tensor y = c.make({x.size(0), x.size(1), weight.sizes[0]});
+        launch(c, linear_forward, shape(x), x, weight.value, bias.value, y);
+        s.x = std::move(x);
+        return y;
+    }
+    auto backward_input(context& c, tensor dy, saved& s) const -> tensor {
+        tensor dx = c.make(s.x.sizes());
+        launch(c, linear_backward_input, shape(dy), dy, weight.value, dx);
+        s.dy = std::move(dy);
+        return dx;
+    }
+    void backward_weight(context& c, saved& s) const {
+        launch(c, linear_backward_weight, shape(s.x), s.x, s.dy, weight.gradient, bias.gradient);
+    }
+
+private:
+    [[nodiscard]] auto shape(tensor const& x) const -> linear_shape {
+        return {rows(x), static_cast<int>(weight.sizes[1]), static_cast<int>(weight.sizes[0])};
+    }
+};
+
+/// Layer normalization with a gain and a bias.
+struct norm {
+    struct saved {
+        tensor x, mean, rstd, dy;
+    };
+    parameter gain;
+    parameter bias;
+
+    norm(std::string const& name, int width)
+        : gain{.name = name + ".gain", .sizes = {width}, .first = copipe::constant(1)},
+          bias{.name = name + ".bias", .sizes = {width}, .first = copipe::constant(0)} {}
+
+    auto forward(context& c, tensor x, saved& s) const -> tensor {
+        tensor y = c.make(x.sizes());
+        s.mean = c.make({rows(x)});
+        s.rstd = c.make({rows(x)});
+        launch(c, layer_norm_forward, shape(x), x, gain.value, bias.value, y, s.mean, s.rstd);
+        s.x = std::move(x);
+        return y;
+    }
+    auto backward_input(context& c, tensor dy, saved& s) const -> tensor {
+        tensor dx = c.make(dy.sizes());
+        launch(c, layer_norm_backward_input, shape(dy), dy, s.x, gain.value, s.mean, s.rstd, dx);
+        s.dy = std::move(dy);
+        return dx;
+    }
+    void backward_weight(context& c, saved& s) const {
+        launch(c, layer_norm_backward_weight, shape(s.x), s.dy, s.x, s.mean, s.rstd, gain.gradient, bias.gradient);
+    }
+
+private:
+    [[nodiscard]] auto shape(tensor const& x) const -> norm_shape { return {rows(x), static_cast<int>(gain.sizes[0])}; }
+};
+
+} // namespace gpt
