@@ -17,9 +17,9 @@ TEST_CASE("columns are as wide as their widest cell, the first aligned left, the
 }
 
 TEST_CASE("numbers are written for reading") {
-    CHECK(fixed(1.005, 1) == "1.0");
-    CHECK(fixed(std::numeric_limits<double>::quiet_NaN(), 1) == "-");
-    CHECK(fixed(-std::numeric_limits<double>::max(), 2).size() == 313);
+    CHECK(decimal(1.005, 1) == "1.0");
+    CHECK(decimal(std::numeric_limits<double>::quiet_NaN(), 1) == "-");
+    CHECK(decimal(-std::numeric_limits<double>::max(), 2).size() == 313);
     CHECK(percent(0.1234) == "12.3 %");
     CHECK(grouped(0) == "0");
     CHECK(grouped(999) == "999");

@@ -15,7 +15,7 @@
 namespace copipe {
 
 /// `1.50` for (1.5, 2); `-` for what is not a number.
-[[nodiscard]] inline std::string fixed(double value, int decimals) {
+[[nodiscard]] inline std::string decimal(double value, int decimals) {
     if (std::isnan(value)) return "-";
     std::array<char, 352> digits; // the largest double has 309 before the point
     auto const length = std::snprintf(digits.data(), digits.size(), "%.*f", std::min(decimals, 20), value);
@@ -23,7 +23,7 @@ namespace copipe {
 }
 
 /// `12.3 %` for 0.123.
-[[nodiscard]] inline std::string percent(double ratio) { return fixed(100 * ratio, 1) + " %"; }
+[[nodiscard]] inline std::string percent(double ratio) { return decimal(100 * ratio, 1) + " %"; }
 
 /// `12,345`.
 [[nodiscard]] inline std::string grouped(std::int64_t value) {
@@ -39,7 +39,7 @@ namespace copipe {
     auto value = static_cast<double>(bytes);
     std::size_t unit = 0;
     for (; value >= 1023.95 && unit + 1 < units.size(); ++unit) value /= 1024;
-    return fixed(value, unit == 0 ? 0 : 1) + units[unit];
+    return decimal(value, unit == 0 ? 0 : 1) + units[unit];
 }
 
 /// `0:07`, `12:34`, `3:25:45`.
