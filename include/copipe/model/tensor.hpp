@@ -102,7 +102,7 @@ public:
     [[nodiscard]] auto size(std::size_t dimension) const -> std::int64_t { return extents_[dimension]; }
     [[nodiscard]] auto type() const noexcept -> dtype { return type_; }
     [[nodiscard]] auto count() const noexcept -> std::size_t { return static_cast<std::size_t>(extents_.count()); }
-    [[nodiscard]] auto bytes() const noexcept -> std::size_t { return count() * bytes_of(type_); }
+    [[nodiscard]] auto bytes() const noexcept -> std::size_t { return block_ ? count() * bytes_of(type_) : 0; }
 
     /// The device address; on a host device it can be read and written by launched work, or after a synchronize.
     template <class T = float>

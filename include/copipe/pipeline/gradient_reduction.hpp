@@ -31,12 +31,6 @@ struct parameter_group {
     std::vector<parameter_use> uses;
 };
 
-/// Two parameters of one layer share a name, or tied parameters differ in size.
-class model_error : public error {
-public:
-    using error::error;
-};
-
 /// All distinct parameters of a model, in layer order. Equal on every rank. Throws model_error.
 template <device Device>
 [[nodiscard]] auto parameter_groups(model<Device> const& layers, partition const& cut, placement const& where)

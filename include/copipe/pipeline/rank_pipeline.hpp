@@ -36,6 +36,12 @@ public:
     std::exception_ptr cause;
 };
 
+/// The model contradicts itself: two parameters of a layer share a name, tied ones differ in size, a layer returns no tensor.
+class model_error : public error {
+public:
+    using error::error;
+};
+
 struct pipeline_options {
     std::size_t lookahead = 4; ///< how many actions the host may be ahead of the device; at least 1
     std::uint64_t seed = 0;    ///< of the parameters' first values
@@ -290,6 +296,9 @@ private:
                 co_await layers.backward_weight(work, number);
             } else {
                 own.output = co_await layers.backward(work, number, from.value, c.what == op::backward);
+            }
+            if (!own.output && output_of(c, plan_->where)) {
+                throw model_error("its layers returned an empty tensor, but a neighbouring stage needs their output");
             }
             own.end = compute_->record(measured());
             if (own.output) own.ready = compute_->record(measured());
