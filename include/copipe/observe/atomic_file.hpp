@@ -58,8 +58,8 @@ inline void write_all(int descriptor, std::string const& path, std::span<std::by
     }
 }
 
-/// A file under a temporary name in its own folder, until `commit` gives it its name in one move and so replaces an older
-/// file. Destroyed before that, it leaves nothing behind and the older file as it was.
+/// A file under a temporary name in its own folder, until `commit` moves it to its path and so replaces an older one.
+/// Destroyed before that, it leaves nothing behind and the older file as it was.
 class atomic_file {
 public:
     /// Throws `file_error` if the path cannot be written, or names something other than a file.
