@@ -25,10 +25,11 @@ namespace copipe {
 /// `12.3 %` for 0.123.
 [[nodiscard]] inline std::string percent(double ratio) { return decimal(100 * ratio, 1) + " %"; }
 
-/// `12,345`.
-[[nodiscard]] inline std::string grouped(std::int64_t value) {
-    std::string digits = std::to_string(value);
+/// `12,345` for 12345.4.
+[[nodiscard]] inline std::string grouped(double value) {
+    std::string digits = decimal(value, 0);
     std::size_t const first = value < 0 ? 1 : 0;
+    if (!std::isfinite(value)) return digits;
     for (std::size_t at = digits.size(); at > first + 3;) digits.insert(at -= 3, ",");
     return digits;
 }
