@@ -49,13 +49,15 @@ concept device_stream = requires(S& s, typename S::event const& e, void* to, voi
     { s.memory() } -> std::convertible_to<std::pmr::memory_resource*>;
 };
 
-/// A device of one rank. `open_stream` returns a stream that lives as long as the device. `now()` is its clock, in seconds,
+/// A device of one rank. `open_stream(name)` returns a stream that lives as long as the device; `open_link(peer)` one for what
+/// arrives from a rank, so that a late message of one peer does not hold up another's. `now()` is its clock, in seconds,
 /// comparable between the ranks of one process. Memory figures are bytes handed out by its streams' memory.
 template <class D>
-concept device = requires(D& d, D const& c, std::string_view name) {
+concept device = requires(D& d, D const& c, std::string_view name, int peer) {
     requires device_stream<typename D::stream>;
     requires std::same_as<typename D::event, typename D::stream::event>;
     { d.open_stream(name) } -> std::same_as<typename D::stream&>;
+    { d.open_link(peer) } -> std::same_as<typename D::stream&>;
     { c.now() } -> std::same_as<double>;
     { c.memory_in_use() } -> std::same_as<std::size_t>;
     { c.peak_memory() } -> std::same_as<std::size_t>;

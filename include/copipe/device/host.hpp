@@ -22,6 +22,7 @@ public:
     explicit host_device(host_execution execution) : execution_(execution) {}
 
     [[nodiscard]] auto open_stream(std::string_view) -> host_stream& { return streams_.emplace_back(ledger_, execution_); }
+    [[nodiscard]] auto open_link(int) -> host_stream& { return open_stream("link"); }
     [[nodiscard]] auto now() const noexcept -> double { return host_seconds(); }
     [[nodiscard]] auto memory_in_use() const noexcept -> std::size_t { return ledger_.in_use; }
     [[nodiscard]] auto peak_memory() const noexcept -> std::size_t { return ledger_.peak; }

@@ -138,7 +138,6 @@ private:
     /// Adds up all copies of one gradient; writes the sum back once every peer has taken what it needs of the old value.
     auto add_up(parameter_group const& group, std::size_t g) -> task<> {
         auto& compute = pipeline_->compute_stream();
-        auto& receive = pipeline_->receive_stream();
         tensor const& any_local = local(*std::find_if(group.uses.begin(), group.uses.end(),
                                                       [&](auto const& use) { return is_local(use); })).gradient;
         tensor const total{*compute.memory(), any_local.sizes()};
@@ -150,8 +149,9 @@ private:
             } else {
                 auto arrived = co_await pipeline_->endpoint().arrival(use.rank, identity(g, u));
                 addend = tensor{*compute.memory(), total.sizes()};
-                receive.wait(compute.record()); // the block may still be in use by earlier work of the compute stream
-                compute.wait(pipeline_->endpoint().accept(arrived, addend.data(), receive, timing::off).end);
+                auto& link = pipeline_->link_from(use.rank);
+                link.wait(compute.record()); // the block may still be in use by earlier work of the compute stream
+                compute.wait(pipeline_->endpoint().accept(arrived, addend.data(), link, timing::off).end);
             }
             if (u == 0) compute.copy(total.data(), addend.data(), total.bytes());
             else compute.add(total.data(), addend.data(), total.count());

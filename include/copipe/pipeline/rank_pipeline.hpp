@@ -60,7 +60,7 @@ public:
     rank_pipeline(step_plan const& plan, partition const& cut, model<Device> const& layers, int rank, Device& dev,
                   Endpoint endpoint, pipeline_options const& options)
         : plan_(&plan), rank_(rank), device_(&dev), endpoint_(std::move(endpoint)), options_(options),
-          compute_(&dev.open_stream("compute")), receive_(&dev.open_stream("receive")),
+          compute_(&dev.open_stream("compute")), links_(static_cast<std::size_t>(plan.where.ranks)),
           flights_(std::max<std::size_t>(options.lookahead, 1)),
           posted_(std::max(plan.training[own()].incoming.size(), plan.evaluation[own()].incoming.size())),
           losses_(static_cast<std::size_t>(plan.micro_batches)), weights_(losses_.size()) {
@@ -92,11 +92,9 @@ public:
 
     /// Makes the rank ready for another step after a failed one. Waits for the device. All ranks have ended their step.
     void recover() {
-        for (stream* each : {compute_, receive_}) {
-            try {
-                each->synchronize();
-            } catch (...) { // reported already, as the failure of the step
-            }
+        settle(*compute_);
+        for (stream* each : links_) {
+            if (each) settle(*each);
         }
         for (flight& each : flights_) each.halves = {};
         for (local_stage& each : stages_) {
@@ -110,7 +108,12 @@ public:
     [[nodiscard]] auto dev() const noexcept -> Device& { return *device_; }
     [[nodiscard]] auto endpoint() noexcept -> Endpoint& { return endpoint_; }
     [[nodiscard]] auto compute_stream() const noexcept -> stream& { return *compute_; }
-    [[nodiscard]] auto receive_stream() const noexcept -> stream& { return *receive_; }
+    /// The stream on which messages of a rank arrive.
+    [[nodiscard]] auto link_from(int peer) -> stream& {
+        stream*& link = links_[static_cast<std::size_t>(peer)];
+        if (!link) link = &device_->open_link(peer);
+        return *link;
+    }
     [[nodiscard]] auto plan() const noexcept -> step_plan const& { return *plan_; }
     [[nodiscard]] auto listener() const noexcept -> observer_ref { return options_.listener; }
 
@@ -152,7 +155,6 @@ private:
     struct half {
         event start{};
         event end{};
-        event ready{}; ///< of the output, where it goes to another rank
         tensor output{};
     };
     struct flight {
@@ -170,6 +172,9 @@ private:
     [[nodiscard]] auto slot_of(chunk const& c) -> slot& {
         return stage_at(c.stage).slots[static_cast<std::size_t>(c.micro_batch)];
     }
+    [[nodiscard]] auto input_of_chunk(chunk const& c) -> arrival& {
+        return c.what == op::forward ? slot_of(c).input : slot_of(c).gradient;
+    }
     [[nodiscard]] auto step_micro_batch(chunk const& c) const -> int {
         return plan_->where.global_micro_batch(c.stage, c.micro_batch, plan_->micro_batches);
     }
@@ -180,6 +185,13 @@ private:
     [[nodiscard]] static auto identity(message const& m) noexcept -> std::uint64_t {
         return (std::uint64_t{m.from_stage} << 48U) | (std::uint64_t{m.to_stage} << 32U) |
                static_cast<std::uint32_t>(m.micro_batch);
+    }
+
+    static void settle(stream& each) {
+        try {
+            each.synchronize();
+        } catch (...) { // reported already, as the failure of the step
+        }
     }
 
     void begin(batch const& from, bool training) {
@@ -242,6 +254,7 @@ private:
             for (chunk const& each : own.what.chunks()) co_await fetch(each);
             co_await turns_.turn(ticket);
             auto const pieces = own.what.chunks();
+            for (chunk const& each : pieces) compute_->wait(input_of_chunk(each).moved.end); // a pair starts with both its inputs
             if (own.what.overlapped()) {
                 co_await alternate(compute(pieces[0], own.halves[0]), compute(pieces[1], own.halves[1]));
             } else {
@@ -284,8 +297,7 @@ private:
             auto const micro_batch = static_cast<std::size_t>(step_micro_batch(c));
             context<Device> work{.stream = *compute_, .micro_batch = static_cast<std::int64_t>(micro_batch),
                                  .training = training_, .target = {}, .scale = static_cast<float>(weights_[micro_batch])};
-            arrival& from = c.what == op::forward ? s.input : s.gradient;
-            if (c.what != op::backward_weight && from.value) compute_->wait(from.moved.end);
+            arrival& from = input_of_chunk(c);
             own.start = compute_->record(measured());
             if (c.what == op::forward) {
                 if (plan_->where.is_first(c.stage)) from.value = upload(s.sample);
@@ -301,7 +313,6 @@ private:
                 throw model_error("its layers returned an empty tensor, but a neighbouring stage needs their output");
             }
             own.end = compute_->record(measured());
-            if (own.output) own.ready = compute_->record(measured());
         } catch (...) {
             fail(c);
         }
@@ -319,7 +330,7 @@ private:
         auto const out = output_of(c, plan_->where);
         if (!out) return;
         if (crosses_ranks(*out, plan_->where)) {
-            chunks.spawn(send(*out, c, std::move(value), std::move(own.ready)));
+            chunks.spawn(send(*out, c, std::move(value), compute_->record(measured())));
         } else {
             arrival& to = arrival_of(*out);
             to.value = std::move(value);
@@ -340,13 +351,14 @@ private:
     /// Receives all messages of one peer, each as soon as it has been posted.
     auto receive_all(lane const& from, progress_counter& posted) -> task<> {
         try {
+            stream& link = link_from(from.peer);
             std::uint64_t count = 0;
             for (message const& m : from.messages) {
                 co_await posted.reached(++count);
                 auto arrived = co_await endpoint_.arrival(from.peer, identity(m));
                 arrival& to = arrival_of(m);
-                to.value = tensor{*receive_->memory(), sizes_in(arrived.what), static_cast<dtype>(arrived.what.header[0])};
-                to.moved = endpoint_.accept(arrived, to.value.data(), *receive_, measured());
+                to.value = tensor{*link.memory(), sizes_in(arrived.what), static_cast<dtype>(arrived.what.header[0])};
+                to.moved = endpoint_.accept(arrived, to.value.data(), link, measured());
                 to.handed_over.set();
             }
         } catch (...) {
@@ -392,9 +404,8 @@ private:
         double arrived = 0;
         for (std::size_t i = 0; i < pieces.size(); ++i) {
             start = std::min(start, done.halves[i].start.time());
-            slot const& s = slot_of(pieces[i]);
             if (pieces[i].what == op::backward_weight) continue;
-            arrival const& from = pieces[i].what == op::forward ? s.input : s.gradient;
+            arrival const& from = input_of_chunk(pieces[i]);
             if (from.moved.end.time() == 0) continue; // handed over on this rank
             arrived = std::max(arrived, from.moved.end.time());
             report(span_kind::receive, wait_reason::none, pieces[i], from.moved.start.time(), from.moved.end.time());
@@ -438,7 +449,7 @@ private:
     Endpoint endpoint_;
     pipeline_options options_;
     stream* compute_;
-    stream* receive_;
+    std::vector<stream*> links_; ///< by peer, opened when first used
     std::vector<local_stage> stages_{};
     std::vector<flight> flights_;
     std::vector<progress_counter> posted_;

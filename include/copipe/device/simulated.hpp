@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+// The device model in virtual time: the engine's own coroutines, thousands of ranks in one thread, no work done and none waited
+// for. Streams know when their work will end the moment it is enqueued, because they only wait for events already recorded.
+#pragma once
+
+#include "copipe/device/device.hpp"
+#include "copipe/error.hpp"
+
+#include <algorithm>
+#include <coroutine>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <limits>
+#include <memory_resource>
+#include <queue>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace copipe {
+
+/// The simulated ranks can make no further progress: everything waits, and nothing is under way.
+class deadlock_error : public error {
+public:
+    using error::error;
+};
+
+/// The executor of all simulated ranks and their clock. Idle time does not pass: the clock jumps to the next completion.
+class simulation final : public executor {
+public:
+    [[nodiscard]] auto now() const noexcept -> double { return now_; }
+
+    /// Wakes a waiter at a moment of virtual time.
+    void wake_at(double time, waiter& w) { agenda_.push({time, order_++, &w}); }
+
+    /// What to do when nothing can run and nothing is under way, for instance to abort the transport so that every await ends.
+    /// It must make something ready. Without it, idle() throws deadlock_error and coroutines are left suspended.
+    void on_deadlock(std::function<void()> resolve) { resolve_ = std::move(resolve); }
+
+private:
+    struct appointment {
+        double time;
+        std::uint64_t order;
+        waiter* who;
+        [[nodiscard]] auto operator<(appointment const& other) const noexcept -> bool { // std::priority_queue's top is the largest
+            return time != other.time ? time > other.time : order > other.order;
+        }
+    };
+
+    void idle() override {
+        if (agenda_.empty()) {
+            if (!resolve_) throw deadlock_error("the simulation is stuck: every rank waits and no work is under way");
+            std::exchange(resolve_, nullptr)();
+            return;
+        }
+        now_ = std::max(now_, agenda_.top().time);
+        while (!agenda_.empty() && agenda_.top().time <= now_) {
+            post(*agenda_.top().who);
+            agenda_.pop();
+        }
+    }
+
+    double now_ = 0;
+    std::uint64_t order_ = 0;
+    std::priority_queue<appointment> agenda_{};
+    std::function<void()> resolve_{};
+};
+
+/// How one simulated rank behaves. Seconds are virtual.
+struct simulated_behaviour {
+    double latency = 0;          ///< of a message to arrive here
+    double seconds_per_byte = 0; ///< that a message keeps its link busy
+    std::function<double(double start, double seconds)> stretch{}; ///< what a launch of `seconds` at `start` really takes: slowness,
+                                                                   ///< throttling, jitter; as given if left out
+    double fails_at = std::numeric_limits<double>::infinity();     ///< launches that would end later than this throw
+};
+
+class simulated_stream;
+
+/// A moment of virtual time.
+class simulated_event {
+public:
+    simulated_event() = default;
+    [[nodiscard]] inline auto done() const noexcept -> bool;
+    [[nodiscard]] auto time() const noexcept -> double { return time_; }
+    [[nodiscard]] inline auto on_completion(waiter& w) const -> bool;
+    inline void check() const;
+
+    class [[nodiscard]] completion_awaiter : waiter {
+    public:
+        explicit completion_awaiter(simulated_event const& event) noexcept : event_(&event) {}
+        [[nodiscard]] auto await_ready() const noexcept -> bool { return event_->done(); }
+        [[nodiscard]] auto await_suspend(std::coroutine_handle<> self, environment const* inherited) -> bool {
+            handle = self;
+            env = inherited;
+            return event_->on_completion(*this);
+        }
+        static constexpr void await_resume() noexcept {}
+
+    private:
+        simulated_event const* event_;
+    };
+    [[nodiscard]] auto completion() const noexcept -> completion_awaiter { return completion_awaiter{*this}; }
+
+private:
+    friend class simulated_stream;
+    simulated_event(simulated_stream* stream, double time) noexcept : stream_(stream), time_(time) {}
+    simulated_stream* stream_ = nullptr;
+    double time_ = 0;
+};
+
+/// Hands out addresses, not memory, and counts the bytes.
+class simulated_memory final : public std::pmr::memory_resource {
+public:
+    [[nodiscard]] auto in_use() const noexcept -> std::size_t { return in_use_; }
+    [[nodiscard]] auto peak() const noexcept -> std::size_t { return peak_; }
+    void reset_peak() noexcept { peak_ = in_use_; }
+
+private:
+    auto do_allocate(std::size_t bytes, std::size_t) -> void* override {
+        peak_ = std::max(peak_, in_use_ += bytes);
+        return this;
+    }
+    void do_deallocate(void*, std::size_t bytes, std::size_t) override { in_use_ -= bytes; }
+    [[nodiscard]] auto do_is_equal(std::pmr::memory_resource const& other) const noexcept -> bool override { return this == &other; }
+
+    std::size_t in_use_ = 0;
+    std::size_t peak_ = 0;
+};
+
+/// A stream as the time at which all its work will have ended. A link's copies take its bandwidth, and arrive its latency later.
+class simulated_stream {
+public:
+    using event = simulated_event;
+
+    simulated_stream(simulation& clock, simulated_behaviour const& how, simulated_memory& memory, bool link) noexcept
+        : clock_(&clock), how_(&how), memory_(&memory), link_(link) {}
+
+    /// Enqueues work that takes `seconds`.
+    void launch(double seconds) {
+        double const start = std::max(tail_, clock_->now());
+        if (how_->stretch) seconds = how_->stretch(start, seconds);
+        tail_ = start + seconds;
+        failed_ = failed_ || tail_ > how_->fails_at;
+    }
+    void copy(void*, void const*, std::size_t bytes) {
+        if (link_) tail_ = std::max(tail_, clock_->now()) + static_cast<double>(bytes) * how_->seconds_per_byte;
+    }
+    void zero(void*, std::size_t) noexcept {}
+    void add(float*, float const*, std::size_t) noexcept {}
+    [[nodiscard]] auto record(timing = timing::off) noexcept -> simulated_event {
+        return {this, tail_ + (link_ ? how_->latency : 0)};
+    }
+    void wait(simulated_event const& e) noexcept { tail_ = std::max(tail_, e.time_); }
+    /// The host cannot wait in virtual time outside a coroutine; what was enqueued has an end already. Throws what failed.
+    void synchronize() {
+        if (std::exchange(failed_, false)) fail();
+    }
+    [[nodiscard]] auto memory() const noexcept -> std::pmr::memory_resource* { return memory_; }
+
+private:
+    friend class simulated_event;
+    [[noreturn]] void fail() const {
+        throw error("the simulated device failed at " + std::to_string(how_->fails_at) + " s, as it was told to");
+    }
+
+    simulation* clock_;
+    simulated_behaviour const* how_;
+    simulated_memory* memory_;
+    bool link_;
+    bool failed_ = false;
+    double tail_ = 0;
+};
+
+inline auto simulated_event::done() const noexcept -> bool { return !stream_ || time_ <= stream_->clock_->now(); }
+inline auto simulated_event::on_completion(waiter& w) const -> bool {
+    if (done()) return false;
+    stream_->clock_->wake_at(time_, w);
+    return true;
+}
+inline void simulated_event::check() const {
+    if (stream_ && time_ > stream_->how_->fails_at) stream_->fail();
+}
+
+/// A device of one simulated rank.
+class simulated_device {
+public:
+    using stream = simulated_stream;
+    using event = simulated_event;
+
+    explicit simulated_device(simulation& clock, simulated_behaviour how = {}) : clock_(&clock), how_(std::move(how)) {}
+
+    [[nodiscard]] auto open_stream(std::string_view) -> simulated_stream& {
+        return streams_.emplace_back(*clock_, how_, memory_, false);
+    }
+    [[nodiscard]] auto open_link(int) -> simulated_stream& { return streams_.emplace_back(*clock_, how_, memory_, true); }
+    [[nodiscard]] auto now() const noexcept -> double { return clock_->now(); }
+    [[nodiscard]] auto memory_in_use() const noexcept -> std::size_t { return memory_.in_use(); }
+    [[nodiscard]] auto peak_memory() const noexcept -> std::size_t { return memory_.peak(); }
+    void reset_peak_memory() noexcept { memory_.reset_peak(); }
+
+private:
+    simulation* clock_;
+    simulated_behaviour how_;
+    simulated_memory memory_{};
+    std::deque<simulated_stream> streams_{};
+};
+
+static_assert(device<simulated_device>);
+
+} // namespace copipe
