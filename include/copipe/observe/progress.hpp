@@ -46,8 +46,8 @@ public:
     progress& operator=(progress const&) = delete;
     ~progress() { finish(); }
 
-    /// Takes note of a step; draws the line if the last one is old enough, or the step is the last. `now` counts seconds
-    /// on any clock that does not go back.
+    /// Takes note of a step; draws the line if the last one is old enough, or the step is the last. `now`: seconds on a
+    /// clock that does not go back.
     void show(progress_report const& report, double now = steady_seconds()) {
         average_ = shown_ ? 0.9 * average_ + 0.1 * report.step_seconds : report.step_seconds;
         std::uint64_t const remaining = report.steps - std::min(report.steps, report.step);
