@@ -90,19 +90,23 @@ public:
 
 private:
     void insert(awaiter& added) noexcept {
-        awaiter** place = &first_;
+        awaiter** place = first_ && last_->wanted_ <= added.wanted_ ? &last_->after_ : &first_;
         while (*place && (*place)->wanted_ <= added.wanted_) place = &(*place)->after_;
         added.after_ = *place;
         *place = &added;
+        if (!added.after_) last_ = &added;
     }
     void erase(awaiter& gone) noexcept {
         awaiter** place = &first_;
-        while (*place != &gone) place = &(*place)->after_;
+        awaiter* before = nullptr;
+        while (*place != &gone) place = &(before = *place)->after_;
         *place = gone.after_;
+        if (!gone.after_) last_ = before;
         gone.queue_ = nullptr;
     }
 
     awaiter* first_ = nullptr;
+    awaiter* last_ = nullptr; ///< meaningful while first_ is
 };
 
 /// A number that only grows, and coroutines that wait for it to reach a value: the primitive of a pipeline.

@@ -70,7 +70,9 @@ public:
             stages_.push_back(local_stage{
                 .number = number,
                 .layers = stage<Device>(layers, cut.first(part), cut.last(part), per_stage, options.seed, *compute_),
-                .slots = std::vector<slot>(per_stage)});
+                .slots = std::vector<slot>(per_stage),
+                .samples = std::vector<std::pair<host_array, host_array>>(
+                    plan.where.is_first(number) || plan.where.is_last(number) ? per_stage : 0)});
         }
     }
 
@@ -137,8 +139,6 @@ private:
     struct slot {
         arrival input{};
         arrival gradient{};
-        host_array sample{};
-        host_array target{};
         float loss = 0;
 
         void clear() {
@@ -150,6 +150,7 @@ private:
         int number;
         stage<Device> layers;
         std::vector<slot> slots;
+        std::vector<std::pair<host_array, host_array>> samples; ///< inputs and targets, of a first or last stage
     };
     /// An action between its issue and its retirement.
     struct half {
@@ -251,9 +252,12 @@ private:
     /// The life of an action, from its inputs to its end on the compute stream.
     auto run_action(std::uint64_t ticket, flight& own, scope& chunks) -> task<> {
         try {
-            for (chunk const& each : own.what.chunks()) co_await fetch(each);
-            co_await turns_.turn(ticket);
             auto const pieces = own.what.chunks();
+            for (chunk const& each : pieces) {
+                load(each);
+                if (input_of(each, plan_->where)) co_await input_of_chunk(each).handed_over.wait();
+            }
+            co_await turns_.turn(ticket);
             for (chunk const& each : pieces) compute_->wait(input_of_chunk(each).moved.end); // a pair starts with both its inputs
             if (own.what.overlapped()) {
                 co_await alternate(compute(pieces[0], own.halves[0]), compute(pieces[1], own.halves[1]));
@@ -268,22 +272,15 @@ private:
         }
     }
 
-    /// Waits until a chunk's input has been handed over; reads the dataset for a first or last stage.
-    auto fetch(chunk const& c) -> task<> {
-        slot& s = slot_of(c);
-        bool const first = plan_->where.is_first(c.stage);
-        bool const last = plan_->where.is_last(c.stage);
-        if (c.what == op::forward) {
-            if (first || last) {
-                try {
-                    batch_->data.load(batch_->first + static_cast<std::uint64_t>(step_micro_batch(c)), s.sample, s.target);
-                } catch (...) {
-                    fail(c);
-                }
-            }
-            if (!first) co_await s.input.handed_over.wait();
-        } else if (c.what != op::backward_weight && !last) {
-            co_await s.gradient.handed_over.wait();
+    /// Reads the dataset for a first or last stage.
+    void load(chunk const& c) {
+        if (c.what != op::forward || !(plan_->where.is_first(c.stage) || plan_->where.is_last(c.stage))) return;
+        try {
+            local_stage& s = stage_at(c.stage);
+            auto& [input, target] = s.samples[static_cast<std::size_t>(c.micro_batch)];
+            batch_->data.load(batch_->first + static_cast<std::uint64_t>(step_micro_batch(c)), input, target);
+        } catch (...) {
+            fail(c);
         }
     }
 
@@ -300,8 +297,8 @@ private:
             arrival& from = input_of_chunk(c);
             own.start = compute_->record(measured());
             if (c.what == op::forward) {
-                if (plan_->where.is_first(c.stage)) from.value = upload(s.sample);
-                if (last) work.target = upload(s.target);
+                if (plan_->where.is_first(c.stage)) from.value = upload(stage_at(c.stage).samples[number].first);
+                if (last) work.target = upload(stage_at(c.stage).samples[number].second);
                 own.output = co_await layers.forward(work, number, from.value);
                 if (last) compute_->copy(&s.loss, own.output.data(), sizeof s.loss);
             } else if (c.what == op::backward_weight) {

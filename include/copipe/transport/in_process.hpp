@@ -99,6 +99,24 @@ public:
         bool failed_ = false;
     };
 
+    /// The awaitable of an arrival.
+    class [[nodiscard]] arriving : public channel<parcel>::receiver {
+    public:
+        arriving(channel<parcel>& lane, int from, int to, std::uint64_t identity) noexcept
+            : channel<parcel>::receiver(lane), from_(from), to_(to), identity_(identity) {}
+
+        [[nodiscard]] auto await_resume() -> parcel {
+            parcel arrived = channel<parcel>::receiver::await_resume();
+            if (arrived.what.identity != identity_) throw message_mismatch{from_, to_, identity_, arrived.what.identity};
+            return arrived;
+        }
+
+    private:
+        int from_;
+        int to_;
+        std::uint64_t identity_;
+    };
+
     /// The awaitable of an all-reduce: the last rank to come adds up.
     class [[nodiscard]] reducing : waiter {
     public:
@@ -133,10 +151,8 @@ public:
             -> sending {
             return sending{*hub_, rank_, to, what, data, ready};
         }
-        [[nodiscard]] auto arrival(int from, std::uint64_t identity) -> task<parcel> {
-            parcel next = co_await hub_->lane(from, rank_).receive();
-            if (next.what.identity != identity) throw message_mismatch{from, rank_, identity, next.what.identity};
-            co_return next;
+        [[nodiscard]] auto arrival(int from, std::uint64_t identity) -> arriving {
+            return arriving{hub_->lane(from, rank_), from, rank_, identity};
         }
         [[nodiscard]] auto accept(parcel& arrived, void* to, typename Device::stream& stream, timing timed)
             -> transfer<Device> {

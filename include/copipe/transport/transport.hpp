@@ -66,7 +66,7 @@ concept transport_endpoint =
                                typename Device::event const& ready, typename Device::stream& stream,
                                typename E::parcel& arrived, std::span<double> values) {
         { e.send(rank, what, data, ready) } -> awaitable;
-        { e.arrival(rank, std::uint64_t{}) } -> std::same_as<task<typename E::parcel>>;
+        { e.arrival(rank, std::uint64_t{}) } -> awaitable; // of an E::parcel
         { arrived.what } -> std::convertible_to<envelope const&>;
         { e.accept(arrived, to, stream, timing::on) } -> std::same_as<transfer<Device>>;
         { e.all_reduce(values) } -> awaitable;
