@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+// A better expert placement than the published one, by local search: never a busier GPU, and no two copies of one
+// expert on the same GPU where that is possible.
+#pragma once
+
+#include "copipe/balance/experts.hpp"
+
+#include <cstdint>
+#include <random>
+
+namespace copipe {
+
+/// The copies of some experts on some GPUs while a search moves them. A GPU never holds more copies of one expert than
+/// it must: one, unless it has more slots than there are experts.
+class expert_search {
+public:
+    /// `loads` of the experts. Starts from copies dealt out like cards, which keeps those of one expert apart.
+    expert_search(row<double> loads, int gpus, int slots)
+        : loads_(std::move(loads)), shares_(loads_), sums_(gpus), copies_(loads_.count(), 1), held_(gpus * slots),
+          on_(gpus * loads_.count()), slots_(slots), most_((slots + loads_.count() - 1) / loads_.count()) {
+        for (int spare = held_.count() - loads_.count(); spare > 0; --spare) {
+            int neediest = -1;
+            for (int e = 0; e < loads_.count(); ++e)
+                if (copies_[e] < most_ * gpus && (neediest < 0 || shares_[e] > shares_[neediest])) neediest = e;
+            recount(neediest, 1);
+        }
+        for (int expert = 0, copy = 0; expert < loads_.count(); ++expert)
+            for (int k = 0; k < copies_[expert]; ++k, ++copy) hold(copy % gpus * slots + copy / gpus, expert);
+        weigh();
+    }
+
+    /// The expert of each slot, GPU by GPU.
+    [[nodiscard]] row<int> const& held() const noexcept { return held_; }
+
+    /// Descends, then again and again from a few random changes of the best so far.
+    void improve(int attempts) {
+        descend();
+        std::minstd_rand random(1);
+        double const ideal = std::accumulate(sums_.begin(), sums_.end(), 0.0) / sums_.count() * (1 + 1e-9);
+        for (expert_search trial = *this; attempts > 0 && peak() > ideal; --attempts) {
+            for (int k = 0; k < 4; ++k) trial.kick(random);
+            trial.descend();
+            if (trial.peak() <= peak())
+                *this = trial;
+            else
+                trial = *this;
+        }
+    }
+
+private:
+    [[nodiscard]] double peak() const { return *std::ranges::max_element(sums_); }
+    [[nodiscard]] int& on(int slot, int expert) { return on_[slot / slots_ * loads_.count() + expert]; }
+    [[nodiscard]] bool takes(int slot, int expert) { return on(slot, expert) < most_; }
+
+    void recount(int expert, int more) {
+        copies_[expert] += more;
+        shares_[expert] = loads_[expert] / copies_[expert];
+    }
+    void hold(int slot, int expert) {
+        held_[slot] = expert;
+        ++on(slot, expert);
+    }
+    void weigh() {
+        std::ranges::fill(sums_, 0);
+        for (int slot = 0; slot < held_.count(); ++slot) sums_[slot / slots_] += shares_[held_[slot]];
+    }
+    void swap(int slot, int other) {
+        int const expert = held_[slot];
+        --on(slot, expert);
+        --on(other, held_[other]);
+        hold(slot, held_[other]);
+        hold(other, expert);
+        weigh();
+    }
+
+    /// While a swap relieves the busiest GPU without making another as busy, makes the one that relieves it most.
+    void descend() {
+        for (int slot = 0, other = 0; other >= 0;) {
+            int const busiest = static_cast<int>(std::ranges::max_element(sums_) - sums_.begin());
+            double best = sums_[busiest] * (1 - 1e-12);
+            other = -1;
+            for (int from = busiest * slots_; from < (busiest + 1) * slots_; ++from)
+                for (int to = 0; to < held_.count(); ++to) {
+                    double const shift = shares_[held_[from]] - shares_[held_[to]];
+                    double const worst = std::max(sums_[busiest] - shift, sums_[to / slots_] + shift);
+                    if (shift <= 0 || worst >= best || !takes(from, held_[to]) || !takes(to, held_[from])) continue;
+                    best = worst;
+                    slot = from;
+                    other = to;
+                }
+            if (other >= 0) swap(slot, other);
+        }
+    }
+
+    /// Swaps two copies, and makes one of an expert that has several a copy of another expert.
+    void kick(std::minstd_rand& random) {
+        auto const any = [&](int below) { return static_cast<int>(random() % static_cast<std::uint_fast32_t>(below)); };
+        int const slot = any(held_.count()), other = any(held_.count());
+        if (takes(slot, held_[other]) && takes(other, held_[slot])) swap(slot, other);
+        int const expert = any(loads_.count());
+        if (copies_[held_[slot]] == 1 || !takes(slot, expert)) return;
+        --on(slot, held_[slot]);
+        recount(held_[slot], -1);
+        recount(expert, 1);
+        hold(slot, expert);
+        weigh();
+    }
+
+    row<double> loads_, shares_, sums_; ///< of each expert, of one copy of it, of each GPU
+    row<int> copies_, held_, on_;       ///< of each expert; the expert of each slot; [gpus][experts] copies on the GPU
+    int slots_, most_;
+};
+
+/// The placement that a search finds when node k is to hold the experts `nodes[k]`.
+inline expert_map search_experts(row<double> const& loads, row<row<int>> const& nodes, expert_shape const& shape) {
+    row<int> phy2log;
+    for (auto const& experts : nodes) {
+        row<double> here;
+        for (int const expert : experts) here.push_back(loads[expert]);
+        expert_search search(std::move(here), shape.gpus / nodes.count(), shape.replicas / shape.gpus);
+        search.improve(1 + 8'000 / shape.replicas);
+        for (int const expert : search.held()) phy2log.push_back(experts[expert]);
+    }
+    return numbered(std::move(phy2log), loads.count());
+}
+
+/// Places the copies of one layer's experts by search, with three promises. The busiest GPU is never busier than with
+/// `place_experts`. No GPU holds two copies of one expert, unless it has more slots than its node has experts or the
+/// first promise cannot be kept otherwise. Groups stay whole on one node, as in `place_experts`, unless the second
+/// cannot be kept otherwise. Same arguments, same errors.
+[[nodiscard]] inline expert_map refine_experts(std::span<double const> loads, expert_shape const& wanted) {
+    auto const published = place_experts(loads, wanted);
+    auto const shape = wanted.effective();
+    row<double> const all(loads.begin(), loads.end());
+    auto const busiest = [&](expert_map const& map) { return max_over_mean(loads, map, shape.gpus); };
+    auto best = search_experts(all, experts_of_nodes({loads.begin(), loads.end()}, shape), shape);
+
+    int const size = all.count() / shape.groups, groups_per_node = shape.groups / shape.nodes;
+    row<double> groups(shape.groups);
+    for (int e = 0; e < all.count(); ++e) groups[e / size] += all[e];
+    expert_search spread(std::move(groups), shape.nodes, groups_per_node);
+    spread.improve(100);
+    row<row<int>> nodes(shape.nodes), one_node(1);
+    for (int e = 0; e < all.count(); ++e) {
+        nodes[e / size / groups_per_node].push_back(spread.held()[e / size] * size + e % size);
+        one_node[0].push_back(e);
+    }
+    if (auto moved = search_experts(all, nodes, shape); busiest(moved) < busiest(best)) best = std::move(moved);
+    double const allowed = busiest(published) * (1 + 1e-12);
+    if (busiest(best) > allowed) best = search_experts(all, one_node, shape);
+    return busiest(best) > allowed ? published : best;
+}
+
+} // namespace copipe
