@@ -2,49 +2,15 @@
 // Predicts a step from what chunks and messages cost: when every action starts and ends, and how long ranks stand idle.
 #pragma once
 
+#include "copipe/schedule/costs.hpp"
 #include "copipe/schedule/policy.hpp"
 #include "copipe/schedule/replay.hpp"
 #include "copipe/schedule/span.hpp"
 
 #include <concepts>
-#include <optional>
 #include <vector>
 
 namespace copipe {
-
-/// What a step costs, in seconds (or any unit, if all use it), none negative:
-///
-/// - `costs.seconds(action)`: how long it takes its rank; of an overlapped pair, both halves together.
-/// - `costs.occupancy(message)`: how long it keeps the link of its two ranks from the next message (bytes / bandwidth).
-/// - `costs.latency(message)`: how much later it arrives.
-template <class Costs>
-concept cost_model = requires(Costs const costs, action const& work, message const& sent) {
-    { costs.seconds(work) } -> std::same_as<double>;
-    { costs.occupancy(sent) } -> std::same_as<double>;
-    { costs.latency(sent) } -> std::same_as<double>;
-};
-
-/// Every stage and micro-batch costs the same; links have no limit. A full backward takes `input + weight`.
-struct uniform_costs {
-    double forward = 1;
-    double input = 1;
-    double weight = 1;
-    std::optional<double> overlapped = {}; ///< an overlapped pair; without it, the sum of its parts
-    double communication = 0;
-
-    [[nodiscard]] constexpr double seconds(action const& work) const {
-        if (work.overlapped()) return overlapped.value_or(forward + input + weight);
-        switch (work.front().what) {
-        case op::forward: return forward;
-        case op::backward: return input + weight;
-        case op::backward_input: return input;
-        default: return weight;
-        }
-    }
-    [[nodiscard]] constexpr double occupancy(message const&) const { return 0; }
-    [[nodiscard]] constexpr double latency(message const&) const { return communication; }
-};
-static_assert(cost_model<uniform_costs>);
 
 /// How long a step takes. Vectors are per rank.
 struct forecast {

@@ -40,32 +40,18 @@ struct lane {
 
 /// What the chunk needs from a neighbouring stage; nothing for a weight gradient, at a chain's end, and for the loss.
 [[nodiscard]] constexpr std::optional<message> input_of(chunk const& one, placement const& where) {
-    auto const at = one.stage;
-    auto const before = static_cast<std::uint16_t>(at - 1), after = static_cast<std::uint16_t>(at + 1);
-    switch (one.what) {
-    case op::forward:
-        if (where.is_first(at)) return {};
-        return message{before, at, one.micro_batch, flow::forward};
-    case op::backward_weight: return {};
-    default:
-        if (where.is_last(at)) return {};
-        return message{after, at, one.micro_batch, flow::backward};
-    }
+    bool const down = one.what == op::forward;
+    if (one.what == op::backward_weight || (down ? where.is_first(one.stage) : where.is_last(one.stage))) return {};
+    auto const from = static_cast<std::uint16_t>(down ? one.stage - 1 : one.stage + 1);
+    return message{from, one.stage, one.micro_batch, down ? flow::forward : flow::backward};
 }
 
 /// What the chunk hands to a neighbouring stage.
 [[nodiscard]] constexpr std::optional<message> output_of(chunk const& one, placement const& where) {
-    auto const at = one.stage;
-    auto const before = static_cast<std::uint16_t>(at - 1), after = static_cast<std::uint16_t>(at + 1);
-    switch (one.what) {
-    case op::forward:
-        if (where.is_last(at)) return {};
-        return message{at, after, one.micro_batch, flow::forward};
-    case op::backward_weight: return {};
-    default:
-        if (where.is_first(at)) return {};
-        return message{at, before, one.micro_batch, flow::backward};
-    }
+    bool const down = one.what == op::forward;
+    if (one.what == op::backward_weight || (down ? where.is_last(one.stage) : where.is_first(one.stage))) return {};
+    auto const to = static_cast<std::uint16_t>(down ? one.stage + 1 : one.stage - 1);
+    return message{one.stage, to, one.micro_batch, down ? flow::forward : flow::backward};
 }
 
 /// All that `from` sends to `to` while it runs `sender`, in order; of an overlapped pair the forward's output is first.
@@ -93,13 +79,6 @@ struct lane {
         if (neighbour && other != rank) found.push_back(other);
     }
     return found;
-}
-
-/// What `rank` sends while it runs its program, by peer.
-[[nodiscard]] constexpr std::vector<lane> outgoing(std::span<action const> own, placement const& where, int rank) {
-    std::vector<lane> lanes;
-    for (int const peer : peers(where, rank)) lanes.push_back({peer, sent(own, where, rank, peer)});
-    return lanes;
 }
 
 /// What `rank` receives, by peer, in each sender's order. `all` holds the programs of all ranks; only peers' are read.

@@ -24,17 +24,20 @@ using program = std::vector<action>;
 /// - `Policy::name`: the name users type.
 /// - `policy.refusal(shape)`: empty if the policy can run the shape, else one sentence that names the rule.
 /// - `policy.placed(shape)`: which rank holds which stage.
-/// - `policy.program(shape, rank)`: what the rank runs. Called only with shapes that are not refused.
-/// - optional `policy.programs(shape)`: all ranks at once, for policies that plan them together.
+/// - `policy.program(shape, rank)`: what the rank runs; or, for policies that plan all ranks together,
+///   `policy.programs(shape)`, index = rank. Called only with shapes that are not refused.
 ///
 /// All are pure: the same arguments give the same answer, at compile time too. See `gpipe` for a conforming example.
 template <class Policy>
-concept schedule_policy = std::copyable<Policy> && requires(Policy const policy, shape size, int rank) {
+concept schedule_policy = std::copyable<Policy> && requires(Policy const policy, shape size) {
     { Policy::name } -> std::convertible_to<std::string_view>;
     { policy.refusal(size) } -> std::same_as<std::string_view>;
     { policy.placed(size) } -> std::same_as<placement>;
+} && (requires(Policy const policy, shape size, int rank) {
     { policy.program(size, rank) } -> std::same_as<program>;
-};
+} || requires(Policy const policy, shape size) {
+    { policy.programs(size) } -> std::same_as<std::vector<program>>;
+});
 
 /// A policy was asked for a shape that it cannot run.
 class shape_error : public error {

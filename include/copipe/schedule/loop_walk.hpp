@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// The order in which a rank of an interleaved pipeline goes over its chunks; the interleaved policies share it.
+#pragma once
+
+#include "copipe/schedule/policy.hpp"
+
+namespace copipe {
+
+/// Rank r holds stages r, P+r, 2P+r and so on. Micro-batches advance in rounds: a round runs through the rank's first
+/// stage, then through its second, and so forth; backwards take the stages in reverse.
+struct loop_walk {
+    shape size;
+    int chunks; ///< stages on each rank
+    int rank;
+
+    static constexpr std::string_view refusal(shape size, int chunks) {
+        if (chunks < 1) return "An interleaved schedule needs at least one chunk on each rank.";
+        if (size.micro_batches % rounds(size) == 0) return "";
+        return "An interleaved schedule needs equal rounds: micro-batches in a multiple of (micro-batches div ranks).";
+    }
+
+    /// How many forwards, and how many backwards, the rank runs.
+    [[nodiscard]] constexpr int length() const { return chunks * size.micro_batches; }
+
+    /// Forwards before the first backward: all but the last stage of one round, and `per_hop` for each later rank.
+    [[nodiscard]] constexpr int warm_up(int per_hop) const {
+        int const forwards = (chunks - 1) * round() + per_hop * (size.ranks - 1 - rank);
+        return forwards < length() ? forwards : length();
+    }
+
+    /// The rank's k-th forward, and its k-th backward (of kind `what`).
+    [[nodiscard]] constexpr chunk forward(int k) const {
+        return {op::forward, stage(k / round() % chunks), micro_batch(k)};
+    }
+    [[nodiscard]] constexpr chunk backward(int k, op what = op::backward) const {
+        return {what, stage(chunks - 1 - k / round() % chunks), micro_batch(k)};
+    }
+
+private:
+    static constexpr int rounds(shape of) { return of.micro_batches < of.ranks ? 1 : of.micro_batches / of.ranks; }
+    constexpr int round() const { return size.micro_batches / rounds(size); }
+    constexpr int stage(int held) const { return held * size.ranks + rank; }
+    constexpr int micro_batch(int k) const { return k / (round() * chunks) * round() + k % round(); }
+};
+
+} // namespace copipe
