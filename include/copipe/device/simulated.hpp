@@ -51,6 +51,8 @@ private:
     };
 
     void idle() override {
+        take_woken();
+        if (run_one()) return;
         if (agenda_.empty()) {
             if (!resolve_) throw deadlock_error("the simulation is stuck: every rank waits and no work is under way");
             std::exchange(resolve_, nullptr)();

@@ -40,11 +40,12 @@ struct step_plan {
 [[nodiscard]] inline auto rank_program_of(std::vector<program> const& all, placement const& where, int rank, int per_stage)
     -> rank_program {
     rank_program own{.actions = all[static_cast<std::size_t>(rank)], .incoming = incoming(all, where, rank), .needs = {}};
-    auto const place = [&](message const& m) {
-        return (static_cast<std::size_t>(m.to_stage) * 2 + static_cast<std::size_t>(m.direction)) *
-                   static_cast<std::size_t>(per_stage) + static_cast<std::size_t>(m.micro_batch);
+    auto const place = [&](message const& m) { // by the receiving stage among this rank's, direction and micro-batch
+        int k = 0;
+        while (where.stage_of(rank, k) != m.to_stage) ++k;
+        return static_cast<std::size_t>((2 * k + static_cast<int>(m.direction)) * per_stage + m.micro_batch);
     };
-    std::vector<posted_receives> known(static_cast<std::size_t>(where.stages() * 2 * per_stage));
+    std::vector<posted_receives> known(static_cast<std::size_t>(where.per_rank * 2 * per_stage));
     for (std::size_t lane = 0; lane < own.incoming.size(); ++lane) {
         std::uint64_t count = 0;
         for (message const& each : own.incoming[lane].messages) known[place(each)] = {lane, ++count};

@@ -9,10 +9,11 @@
 #include <atomic>
 #include <coroutine>
 #include <cstddef>
+#include <deque>
 #include <exception>
-#include <memory>
 #include <mutex>
 #include <span>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -24,9 +25,7 @@ class in_process {
 public:
     class endpoint;
 
-    explicit in_process(int ranks) : ranks_(ranks) {
-        for (int i = 0; i < ranks * ranks; ++i) lanes_.push_back(std::make_unique<channel<parcel>>());
-    }
+    explicit in_process(int ranks) : ranks_(ranks), inboxes_(static_cast<std::size_t>(ranks)) {}
 
     [[nodiscard]] auto ranks() const noexcept -> int { return ranks_; }
     [[nodiscard]] auto connect(int rank) -> endpoint { return endpoint{*this, rank}; }
@@ -177,8 +176,20 @@ public:
     };
 
 private:
+    /// What one rank receives: a lane per sender, opened when first used. Few ranks exchange messages.
+    struct inbox {
+        std::mutex mutex{};
+        std::deque<std::pair<int, channel<parcel>>> lanes{};
+    };
     [[nodiscard]] auto lane(int from, int to) -> channel<parcel>& {
-        return *lanes_[static_cast<std::size_t>(from * ranks_ + to)];
+        inbox& of = inboxes_[static_cast<std::size_t>(to)];
+        std::scoped_lock const lock{of.mutex};
+        for (auto& [sender, messages] : of.lanes) {
+            if (sender == from) return messages;
+        }
+        auto& opened = of.lanes.emplace_back(std::piecewise_construct, std::tuple{from}, std::tuple{}).second;
+        if (aborted_) opened.close(std::make_exception_ptr(peer_failed{failed_rank_}));
+        return opened;
     }
 
     auto contribute(reducing& own) -> bool {
@@ -209,27 +220,30 @@ private:
     void abort(int rank) {
         {
             std::scoped_lock const lock{mutex_};
-            if (std::exchange(aborted_, true)) return;
+            if (aborted_) return;
             failed_rank_ = rank;
+            aborted_ = true;
             for (reducing* each : contributions_) {
                 if (each) each->failed_ = true;
             }
             release(nullptr);
         }
-        for (auto& each : lanes_) each->close(std::make_exception_ptr(peer_failed{rank}));
+        for (inbox& each : inboxes_) {
+            std::scoped_lock const lock{each.mutex};
+            for (auto& [sender, messages] : each.lanes) messages.close(std::make_exception_ptr(peer_failed{rank}));
+        }
     }
     void reset(int rank) {
-        for (int to = 0; to < ranks_; ++to) lane(rank, to).reset();
-        std::scoped_lock const lock{mutex_};
         aborted_ = false;
+        for (auto& [sender, messages] : inboxes_[static_cast<std::size_t>(rank)].lanes) messages.reset();
     }
 
     int ranks_;
-    std::vector<std::unique_ptr<channel<parcel>>> lanes_{};
+    std::vector<inbox> inboxes_;
     std::mutex mutex_{};
     std::vector<reducing*> contributions_{};
     int contributed_ = 0;
-    bool aborted_ = false;
+    std::atomic<bool> aborted_{false};
     std::atomic<int> failed_rank_{-1};
 };
 
