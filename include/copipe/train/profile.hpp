@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// Measures each layer once before the run, and predicts from that what a schedule will cost: time, bubble, memory.
+#pragma once
+
+#include "copipe/model/partition.hpp"
+#include "copipe/model/stage.hpp"
+#include "copipe/pipeline/dataset.hpp"
+#include "copipe/schedule/evaluate.hpp"
+#include "copipe/schedule/verify.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+namespace copipe {
+
+/// What one layer costs for one micro-batch; seconds on the device's clock, bytes of device memory.
+struct layer_profile {
+    double forward = 0;
+    double backward_input = 0;
+    double backward_weight = 0;
+    std::size_t saved_bytes = 0;     ///< kept from forward to backward
+    std::size_t parameter_bytes = 0; ///< values alone
+};
+
+/// Runs micro-batch 0 through all layers on one device, `repeats` times after a warm-up, and takes the fastest of each. The device
+/// must hold the whole model once. Throws what a layer throws.
+template <device Device, dataset Data>
+[[nodiscard]] auto profile_layers(model<Device> const& layers, Data const& data, int repeats = 3) -> std::vector<layer_profile> {
+    Device dev;
+    auto& stream = dev.open_stream("profile");
+    stage<Device> all{layers, 0, static_cast<int>(layers.size()), 1, 0, stream};
+    host_array input, target;
+    data.load(0, input, target);
+    auto const upload = [&](host_array const& from) {
+        tensor to{*stream.memory(), from.sizes(), from.type()};
+        stream.copy(to.data(), from.data(), from.bytes());
+        return to;
+    };
+    std::vector<layer_profile> found(layers.size());
+    for (std::size_t i = 0; i < found.size(); ++i) {
+        for (parameter const* p : all.layers()[i].parameters()) {
+            found[i].parameter_bytes += p->value.bytes();
+            stream.zero(p->gradient.data(), p->gradient.bytes());
+        }
+    }
+    auto const measure = [&](double& best, bool counts) {
+        return [&, counts, started = stream.record(timing::on)]() {
+            typename Device::event const ended = stream.record(timing::on);
+            stream.synchronize();
+            if (counts) best = std::min(best > 0 ? best : std::numeric_limits<double>::max(), ended.time() - started.time());
+        };
+    };
+    auto const pass = [&](bool counts) -> task<> {
+        context<Device> work{.stream = stream, .target = upload(target)};
+        tensor value = upload(input);
+        for (std::size_t i = 0; i < found.size(); ++i) {
+            std::size_t const before = dev.memory_in_use();
+            auto const stop = measure(found[i].forward, counts);
+            value = co_await all.layers()[i].forward(work, 0, std::move(value));
+            stop();
+            found[i].saved_bytes = std::max(dev.memory_in_use(), before) - before;
+        }
+        value = {};
+        for (std::size_t i = found.size(); i-- > 0;) {
+            auto const stop_input = measure(found[i].backward_input, counts);
+            value = co_await all.layers()[i].backward_input(work, 0, std::move(value));
+            stop_input();
+            auto const stop_weight = measure(found[i].backward_weight, counts);
+            co_await all.layers()[i].backward_weight(work, 0);
+            stop_weight();
+            all.layers()[i].drop(0);
+        }
+    };
+    executor exec;
+    for (int i = 0; i <= repeats; ++i) run(exec, pass(i > 0));
+    return found;
+}
+
+/// Costs per stage, as the evaluator wants them. Communication is taken as free and an overlapped pair as the sum of its halves:
+/// true of ranks on CPU threads.
+class stage_costs {
+public:
+    stage_costs(std::vector<layer_profile> const& layers, partition const& cut, placement const& where) : parts_(where.model_stages()) {
+        for (int stage = 0; stage < cut.stages(); ++stage) {
+            std::array<double, 3>& sum = seconds_.emplace_back();
+            for (int layer = cut.first(stage); layer < cut.last(stage); ++layer) {
+                layer_profile const& each = layers.at(static_cast<std::size_t>(layer));
+                sum[0] += each.forward;
+                sum[1] += each.backward_input;
+                sum[2] += each.backward_weight;
+            }
+        }
+    }
+    [[nodiscard]] auto seconds(action const& work) const -> double {
+        double sum = 0;
+        for (chunk const& each : work.chunks()) {
+            auto const& [f, i, w] = seconds_[static_cast<std::size_t>(each.stage % parts_)];
+            sum += each.what == op::forward ? f : each.what == op::backward ? i + w : each.what == op::backward_input ? i : w;
+        }
+        return sum;
+    }
+    [[nodiscard]] static constexpr auto occupancy(message const&) noexcept -> double { return 0; }
+    [[nodiscard]] static constexpr auto latency(message const&) noexcept -> double { return 0; }
+
+private:
+    int parts_;
+    std::vector<std::array<double, 3>> seconds_{};
+};
+static_assert(cost_model<stage_costs>);
+
+/// What a rank's device will hold at most, in bytes: parameters with gradient and `states` optimizer tensors each, and the
+/// activations of its chunks in flight, as the schedule has them.
+[[nodiscard]] inline auto predicted_memory(std::vector<layer_profile> const& layers, partition const& cut, placement const& where,
+                                           program const& own, int rank, std::size_t states) -> std::size_t {
+    std::size_t parameters = 0;
+    std::vector<std::size_t> saved(static_cast<std::size_t>(where.stages()));
+    for (int stage : where.stages_of(rank)) {
+        int const part = where.model_stage(stage);
+        for (int layer = cut.first(part); layer < cut.last(part); ++layer) {
+            parameters += layers.at(static_cast<std::size_t>(layer)).parameter_bytes;
+            saved[static_cast<std::size_t>(stage)] += layers[static_cast<std::size_t>(layer)].saved_bytes;
+        }
+    }
+    std::size_t live = 0;
+    std::size_t peak = 0;
+    for (action const& each : own) {
+        for (chunk const& c : each.chunks()) live += c.what == op::forward ? saved[c.stage] : 0;
+        peak = std::max(peak, live);
+        for (chunk const& c : each.chunks()) live -= c.what == op::backward || c.what == op::backward_weight ? saved[c.stage] : 0;
+    }
+    return parameters * (2 + states) + peak;
+}
+
+} // namespace copipe

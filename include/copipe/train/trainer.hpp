@@ -1,0 +1,402 @@
+// SPDX-License-Identifier: Apache-2.0
+// The trainer a user meets: a model, a schedule policy and a device make a pipeline of ranks; step() and fit() train it,
+// evaluate() measures it, save() and load() keep it.
+#pragma once
+
+#include "copipe/device/host.hpp"
+#include "copipe/observe/recorder.hpp"
+#include "copipe/observe/summary.hpp"
+#include "copipe/pipeline/gradient_reduction.hpp"
+#include "copipe/pipeline/rank_pipeline.hpp"
+#include "copipe/pipeline/rank_team.hpp"
+#include "copipe/pipeline/step_plan.hpp"
+#include "copipe/train/adamw.hpp"
+#include "copipe/train/checkpoint.hpp"
+#include "copipe/train/learning_rate.hpp"
+#include "copipe/train/safetensors_writer.hpp"
+#include "copipe/transport/in_process.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace copipe {
+
+/// What a trainer is made with; the defaults train on one rank.
+template <device Device = host_device>
+struct trainer_options {
+    int ranks = 1;
+    int micro_batches = 1;             ///< per step; under DualPipe both directions together
+    std::optional<partition> layers{}; ///< which layers form which stage; even if left out
+    std::function<double(std::uint64_t step)> learning_rate = [](std::uint64_t) { return 1e-3; }; ///< steps count from 0
+    double clip_norm = 1;              ///< global norm that gradients are scaled down to; 0 leaves them as they are
+    std::uint64_t seed = 0;            ///< of the parameters' first values
+    std::size_t lookahead = 4;         ///< actions that a rank's host may be ahead of its device
+    rank_threads threads = rank_threads::one_each;
+    observer_ref listener{};           ///< told of every span, besides the trainer's own measurement
+    std::function<std::unique_ptr<Device>(int rank)> make_device = [](int) { return std::make_unique<Device>(); };
+};
+
+/// What one training step came to.
+struct step_report {
+    std::uint64_t step = 0;   ///< how many steps had been trained before it
+    double loss = 0;          ///< weighted mean over the step's micro-batches
+    double gradient_norm = 0; ///< global, before clipping
+    double learning_rate = 0;
+    double seconds = 0;       ///< wall time of the whole step
+    step_summary measured{};  ///< busy time and bubble per rank
+};
+
+/// The loss or the gradient of a step is not a finite number. The parameters are as they were before the step.
+class not_finite : public error {
+public:
+    not_finite(std::uint64_t at_step, int at_micro_batch)
+        : error("step " + std::to_string(at_step) + ": " +
+                (at_micro_batch < 0 ? std::string("the gradient")
+                                    : "the loss of micro-batch " + std::to_string(at_micro_batch)) +
+                " is not finite; lower the learning rate, or look at what the data holds there"),
+          step(at_step), micro_batch(at_micro_batch) {}
+    std::uint64_t step;
+    int micro_batch; ///< -1 if all losses are finite but the gradient is not
+};
+
+/// How long fit() trains: `steps(1000)` more steps, or `epochs(2)` of the dataset.
+struct steps {
+    std::uint64_t count;
+    explicit constexpr steps(std::uint64_t n) noexcept : count(n) {}
+};
+struct epochs {
+    double count;
+    explicit constexpr epochs(double n) noexcept : count(n) {}
+};
+
+/// What fit() does besides training.
+struct fit_options {
+    std::function<void(step_report const&)> on_step{};
+    std::string checkpoint{};            ///< file; saved at the end, and when stopped; nowhere if empty
+    std::uint64_t checkpoint_every = 0;  ///< steps; 0: only at the end
+    std::stop_token stop{};              ///< finishes the step under way, saves, and returns
+};
+
+/// Trains a model as a pipeline of ranks in this process.
+///
+/// All ranks' losses, gradients and updates are those of plain training on one device, whatever the policy and the number of
+/// ranks. A step that throws leaves the parameters untouched, and the next one can run. For one thread at a time.
+template <schedule_policy Policy, device Device = host_device, optimizer<typename Device::stream> Optimizer = adamw,
+          template <class> class Transport = in_process>
+class trainer {
+public:
+    /// Places the model on the ranks. Throws shape_error, partition_error, schedule_error or model_error before anything runs.
+    explicit trainer(model<Device> const& layers, trainer_options<Device> options = {}, Policy policy = {}, Optimizer update = {})
+        : options_(std::move(options)), update_(std::move(update)),
+          plan_(plan_step(policy, {options_.ranks, options_.micro_batches})),
+          cut_(options_.layers ? partition::given(options_.layers->bounds(), static_cast<int>(layers.size()))
+                               : partition::even(static_cast<int>(layers.size()), plan_.where.model_stages())),
+          groups_(parameter_groups(layers, cut_, plan_.where)), spans_(options_.ranks), transport_(options_.ranks),
+          team_(options_.ranks, options_.threads) {
+        if (cut_.stages() != plan_.where.model_stages()) {
+            throw partition_error("the partition has " + std::to_string(cut_.stages()) + " stages but " + std::string(Policy::name) +
+                                  " on " + std::to_string(options_.ranks) + " ranks needs " +
+                                  std::to_string(plan_.where.model_stages()));
+        }
+        for (int rank = 0; rank < options_.ranks; ++rank) {
+            members_.emplace_back(*this, layers, rank);
+            for (parameter_group const& group : groups_) {
+                for (parameter_use const& use : group.uses) {
+                    if (use.rank == rank) give_state(members_.back(), use);
+                }
+            }
+        }
+    }
+
+    /// Trains on the next micro-batches of the dataset. Throws chunk_error or not_finite.
+    template <dataset Data>
+    auto step(Data const& data) -> step_report {
+        batch const from{dataset_ref{data}, position_};
+        step_report const asked{.step = step_, .learning_rate = options_.learning_rate(step_)};
+        step_report report;
+        double const started = host_seconds();
+        spans_.clear();
+        run([&](member& each) { return train(each, from, asked, report); });
+        position_ += static_cast<std::uint64_t>(plan_.micro_batches);
+        ++step_;
+        report.seconds = host_seconds() - started;
+        report.measured = summarize(spans_);
+        return report;
+    }
+
+    /// The mean loss over `batches` batches of the dataset from micro-batch `first` on, forwards only.
+    template <dataset Data>
+    auto evaluate(Data const& data, std::uint64_t batches = 1, std::uint64_t first = 0) -> double {
+        double sum = 0;
+        double weight = 0;
+        for (std::uint64_t b = 0; b < batches; ++b) {
+            batch const from{dataset_ref{data}, first + b * static_cast<std::uint64_t>(plan_.micro_batches)};
+            spans_.clear();
+            run([&](member& each) { return each.pipeline.run(from, false); });
+            double total = 0;
+            for (int m = 0; m < plan_.micro_batches; ++m) total += from.data.weight(from.first + static_cast<std::uint64_t>(m));
+            double loss = 0;
+            for (std::size_t m = 0; m < static_cast<std::size_t>(plan_.micro_batches); ++m) {
+                for (member& each : members_) loss += each.pipeline.losses()[m];
+            }
+            sum += total * loss;
+            weight += total;
+        }
+        return weight > 0 ? sum / weight : 0;
+    }
+
+    /// Trains for a number of steps; returns how many were done (fewer when stopped).
+    template <dataset Data>
+    auto fit(Data const& data, steps until, fit_options const& options = {}) -> std::uint64_t {
+        std::uint64_t done = 0;
+        while (done < until.count && !options.stop.stop_requested()) {
+            step_report const report = step(data);
+            ++done;
+            if (options.on_step) options.on_step(report);
+            bool const due = options.checkpoint_every != 0 && step_ % options.checkpoint_every == 0;
+            if (due && done < until.count && !options.checkpoint.empty()) save(options.checkpoint);
+        }
+        if (!options.checkpoint.empty()) save(options.checkpoint);
+        return done;
+    }
+    template <dataset Data>
+    auto fit(Data const& data, epochs until, fit_options const& options = {}) -> std::uint64_t {
+        double const total = until.count * static_cast<double>(data.size()) / plan_.micro_batches;
+        return fit(data, steps{static_cast<std::uint64_t>(std::ceil(total))}, options);
+    }
+
+    /// Writes parameters, optimizer state, step and data position to a safetensors file, which appears whole or not at all. Throws
+    /// file_error.
+    void save(std::string const& file) {
+        std::vector<tensor_entry> entries;
+        for_each_state([&](std::string const& name, tensor const& held, auto const&) {
+            entries.push_back({.name = name, .dtype = std::string(name_of(held.type())), .shape = {held.sizes().begin(), held.sizes().end()}});
+        });
+        safetensors_writer writer{file, std::move(entries), training_position{step_, position_}.metadata()};
+        std::vector<float> values;
+        for_each_state([&](std::string const& name, tensor const& held, auto const& copies) {
+            values.resize(held.count());
+            download(*copies.front().first, held, values);
+            writer.write(name, std::as_bytes(std::span{values}));
+        });
+        writer.commit();
+    }
+
+    /// Continues from a file that save() wrote at any number of ranks and under any policy. Throws file_error, safetensors_error or
+    /// checkpoint_error, naming file and tensor; a file that does not fit is refused before anything is changed.
+    void load(std::string const& file) {
+        safetensors_reader const reader{file};
+        training_position const where = training_position::in(reader);
+        std::size_t known = 0;
+        for_each_state([&](std::string const& name, tensor const& held, auto const&) {
+            static_cast<void>(require_tensor(reader, name, held.sizes()));
+            ++known;
+        });
+        if (known != reader.entries().size()) {
+            throw checkpoint_error(file, "has " + std::to_string(reader.entries().size()) + " tensors, the model " +
+                                             std::to_string(known) + ": it belongs to another model");
+        }
+        std::vector<float> values;
+        for_each_state([&](std::string const& name, tensor const& held, auto const& copies) {
+            values.resize(held.count());
+            reader.read(reader.at(name), std::as_writable_bytes(std::span{values}));
+            for (auto const& [owner, copy] : copies) {
+                owner->pipeline.compute_stream().copy(copy.data(), values.data(), copy.bytes());
+                owner->pipeline.compute_stream().synchronize();
+            }
+        });
+        step_ = where.step;
+        position_ = where.position;
+    }
+
+    /// Copies a parameter, by its name in checkpoints ("layers.3.attention.weight"), to host memory. Throws model_error.
+    [[nodiscard]] auto values(std::string const& name) -> std::vector<float> {
+        for (parameter_group const& group : groups_) {
+            if (group.name != name) continue;
+            member& owner = member_of(group.uses.front());
+            std::vector<float> to(owner.reduction.local(group.uses.front()).count());
+            download(owner, owner.reduction.local(group.uses.front()).value, to);
+            return to;
+        }
+        throw model_error("the model has no parameter named " + name);
+    }
+
+    /// Steps trained, and micro-batches of the dataset consumed, so far.
+    [[nodiscard]] auto steps_done() const noexcept -> std::uint64_t { return step_; }
+    [[nodiscard]] auto position() const noexcept -> std::uint64_t { return position_; }
+    [[nodiscard]] auto plan() const noexcept -> step_plan const& { return plan_; }
+    [[nodiscard]] auto layers() const noexcept -> partition const& { return cut_; }
+    [[nodiscard]] auto parameters() const noexcept -> std::vector<parameter_group> const& { return groups_; }
+    /// What the ranks reported of the last step or evaluation.
+    [[nodiscard]] auto spans() const noexcept -> recorder const& { return spans_; }
+    /// Bytes of a rank's device memory: in use between steps (parameters, gradients, optimizer state), and the highest so far.
+    [[nodiscard]] auto memory_in_use(int rank) const -> std::size_t { return members_.at(static_cast<std::size_t>(rank)).dev->memory_in_use(); }
+    [[nodiscard]] auto peak_memory(int rank) const -> std::size_t { return members_.at(static_cast<std::size_t>(rank)).dev->peak_memory(); }
+
+private:
+    using endpoint = typename Transport<Device>::endpoint;
+
+    /// Passes spans to the trainer's own recorder and to the user's listener.
+    struct relay {
+        recorder* spans;
+        observer_ref listener;
+        void record(span const& measured) const noexcept {
+            spans->record(measured);
+            listener.record(measured);
+        }
+    };
+
+    struct member {
+        std::unique_ptr<Device> dev;
+        relay heard;
+        rank_pipeline<Device, endpoint> pipeline;
+        gradient_reduction<Device, endpoint> reduction;
+        std::vector<double> totals; ///< losses by micro-batch, then squared gradient norms by parameter group
+
+        member(trainer& all, model<Device> const& layers, int rank)
+            : dev(all.options_.make_device(rank)), heard{&all.spans_, all.options_.listener},
+              pipeline(all.plan_, all.cut_, layers, rank, *dev, all.transport_.connect(rank),
+                       {.lookahead = all.options_.lookahead, .seed = all.options_.seed, .listener = observer_ref{heard}}),
+              reduction(pipeline, all.groups_),
+              totals(static_cast<std::size_t>(all.plan_.micro_batches) + all.groups_.size()) {}
+    };
+
+    [[nodiscard]] auto member_of(parameter_use const& use) -> member& { return members_[static_cast<std::size_t>(use.rank)]; }
+
+    void give_state(member& owner, parameter_use const& use) {
+        parameter& p = owner.reduction.local(use);
+        auto& stream = owner.pipeline.compute_stream();
+        for (std::size_t i = 0; i < Optimizer::state_names.size(); ++i) {
+            p.state.emplace_back(*stream.memory(), p.sizes);
+            stream.zero(p.state.back().data(), p.state.back().bytes());
+        }
+        stream.synchronize();
+    }
+
+    /// Runs a coroutine on every rank; after a failure, makes all ranks ready again before it is thrown on.
+    template <class Make>
+    void run(Make make) {
+        try {
+            team_.run([&](int rank) { return make(members_[static_cast<std::size_t>(rank)]); });
+        } catch (...) {
+            team_.run([&](int rank) { return recover(members_[static_cast<std::size_t>(rank)]); });
+            throw;
+        }
+    }
+    static auto recover(member& each) -> task<> {
+        each.pipeline.recover();
+        co_return;
+    }
+
+    /// One rank's training step. Every rank comes to the same totals, and so to the same decision.
+    auto train(member& own, batch const& from, step_report const& asked, step_report& report) -> task<> {
+        co_await own.pipeline.run(from, true);
+        double const ended = own.dev->now();
+        try {
+            co_await own.reduction.sum();
+            co_await add_totals(own);
+            double const reduced = own.dev->now();
+            tell(own, span_kind::wait, wait_reason::reduction, ended, reduced);
+            step_report const agreed = judge(own.totals, asked);
+            if (own.pipeline.rank() == 0) report = agreed;
+            co_await update(own, agreed);
+            tell(own, span_kind::optimizer, wait_reason::none, reduced, own.dev->now());
+        } catch (...) {
+            own.pipeline.endpoint().abort();
+            throw;
+        }
+    }
+
+    /// Sums losses and squared norms over the ranks. Each number comes from one rank only, so the sums are exact.
+    auto add_totals(member& own) -> task<> {
+        auto const& losses = own.pipeline.losses();
+        std::fill(std::copy(losses.begin(), losses.end(), own.totals.begin()), own.totals.end(), 0.0);
+        auto& stream = own.pipeline.compute_stream();
+        for (std::size_t g = 0; g < groups_.size(); ++g) {
+            parameter_use const& use = groups_[g].uses.front();
+            if (own.reduction.is_local(use)) square_sum(stream, own.reduction.local(use), &own.totals[losses.size() + g]);
+        }
+        typename Device::event const summed = stream.record();
+        co_await summed.completion();
+        summed.check();
+        co_await own.pipeline.endpoint().all_reduce(own.totals);
+    }
+
+    /// Loss and norm in a fixed order of addition. Throws not_finite.
+    [[nodiscard]] auto judge(std::vector<double> const& totals, step_report report) const -> step_report {
+        auto const losses = static_cast<std::size_t>(plan_.micro_batches);
+        double squares = 0;
+        for (std::size_t i = 0; i < totals.size(); ++i) {
+            if (i < losses && !std::isfinite(totals[i])) throw not_finite(step_, static_cast<int>(i));
+            (i < losses ? report.loss : squares) += totals[i];
+        }
+        report.gradient_norm = std::sqrt(squares);
+        if (!std::isfinite(report.gradient_norm)) throw not_finite(step_, -1);
+        return report;
+    }
+
+    auto update(member& own, step_report const& report) -> task<> {
+        bool const clipped = options_.clip_norm > 0 && report.gradient_norm > options_.clip_norm;
+        double const scale = clipped ? options_.clip_norm / report.gradient_norm : 1;
+        auto& stream = own.pipeline.compute_stream();
+        for (parameter_group const& group : groups_) {
+            for (parameter_use const& use : group.uses) {
+                if (own.reduction.is_local(use)) {
+                    update_.update(stream, own.reduction.local(use), step_ + 1, report.learning_rate, scale);
+                }
+            }
+        }
+        typename Device::event const updated = stream.record();
+        co_await updated.completion();
+        updated.check();
+    }
+
+    void tell(member const& own, span_kind kind, wait_reason why, double start, double end) const {
+        own.heard.record({.start = start, .end = end, .what = {}, .rank = own.pipeline.rank(), .kind = kind, .reason = why});
+    }
+
+    /// Calls `visit(name, tensor, copies)` for every parameter and every state of it, in checkpoint order.
+    template <class Visit>
+    void for_each_state(Visit visit) {
+        for (parameter_group const& group : groups_) {
+            for (std::size_t i = 0; i <= Optimizer::state_names.size(); ++i) {
+                std::vector<std::pair<member*, tensor>> copies;
+                for (parameter_use const& use : group.uses) {
+                    parameter const& p = member_of(use).reduction.local(use);
+                    copies.emplace_back(&member_of(use), i == 0 ? p.value : p.state[i - 1]);
+                }
+                std::string const name = i == 0 ? group.name : group.name + "." + std::string(Optimizer::state_names[i - 1]);
+                visit(name, copies.front().second, copies);
+            }
+        }
+    }
+    static void download(member const& owner, tensor const& held, std::span<float> to) {
+        owner.pipeline.compute_stream().copy(to.data(), held.data(), held.bytes());
+        owner.pipeline.compute_stream().synchronize();
+    }
+
+    trainer_options<Device> options_;
+    Optimizer update_;
+    step_plan plan_;
+    partition cut_;
+    std::vector<parameter_group> groups_;
+    recorder spans_;
+    Transport<Device> transport_;
+    rank_team team_;
+    std::deque<member> members_{};
+    std::uint64_t step_ = 0;
+    std::uint64_t position_ = 0;
+};
+
+} // namespace copipe
