@@ -89,6 +89,22 @@ TEST_CASE("an overlapped pair is a forward and a full backward whose forward has
           "an overlapped pair is a forward and then a full backward");
 }
 
+TEST_CASE("peak memory counts what each half of a backward frees") {
+    std::vector<chunk_memory> const sizes{{.until_input = 5, .until_weight = 10},
+                                          {.until_input = 0, .until_weight = 100}};
+    auto const peak = [&](program const& own) {
+        return peak_memory(own, [&](int stage) { return sizes[static_cast<std::size_t>(stage)]; });
+    };
+    chunk const f0{op::forward, 0, 0}, f1{op::forward, 0, 1}, g0{op::forward, 1, 0};
+    chunk const i0{op::backward_input, 0, 0}, w0{op::backward_weight, 0, 0}, b0{op::backward, 0, 0};
+    CHECK(peak({f0, i0, w0, f1}) == 15);
+    CHECK(peak({f0, i0, f1, w0}) == 25);
+    CHECK(peak({f0, f1, i0, w0}) == 30);
+    CHECK(peak({f0, b0, f1}) == 15);
+    CHECK(peak({f0, {f1, b0}}) == 30);
+    CHECK(peak({f0, g0, b0}) == 115);
+}
+
 TEST_CASE("verifier and brute-force replay agree on thousands of mutants") {
     unsigned const seed = 20240601;
     CAPTURE(seed);

@@ -41,9 +41,8 @@ constexpr forecast evaluate(std::span<program const> all, placement const& where
         busy[r] += seconds;
         return free[r] = end;
     };
-    auto const deliver = [&](message const& sent, double produced) {
+    auto const deliver = [&](message const& sent, int from, int to, double produced) {
         // Neighbours in a chain are neighbours on the ring of ranks: a rank has at most one link each way.
-        int const from = where.rank_of(sent.from_stage), to = where.rank_of(sent.to_stage);
         bool const down = to == from + 1 || (from == where.ranks - 1 && to == 0 && where.ranks > 2);
         double& link = link_free[2 * static_cast<std::size_t>(from) + (down ? 1 : 0)];
         double const departure = link > produced ? link : produced;

@@ -16,9 +16,10 @@ struct interleaved {
     [[nodiscard]] constexpr placement placed(shape size) const { return placement::loop(size.ranks, chunks); }
 
     [[nodiscard]] constexpr copipe::program program(shape size, int rank) const {
-        loop_walk const walk{size, chunks, rank};
+        loop_walk const walk(size, chunks, rank);
         int const warm_up = walk.warm_up(2);
         copipe::program order;
+        order.reserve(2 * static_cast<std::size_t>(walk.length()));
         for (int k = 0; k < warm_up; ++k) order.push_back(walk.forward(k));
         for (int k = 0; k < walk.length(); ++k) {
             if (k + warm_up < walk.length()) order.push_back(walk.forward(k + warm_up));
@@ -40,9 +41,10 @@ struct interleaved_overlapped {
     [[nodiscard]] constexpr placement placed(shape size) const { return placement::loop(size.ranks, chunks); }
 
     [[nodiscard]] constexpr copipe::program program(shape size, int rank) const {
-        loop_walk const walk{size, chunks, rank};
+        loop_walk const walk(size, chunks, rank);
         int const ahead = walk.warm_up(2) + 1;
         copipe::program order;
+        order.reserve(2 * static_cast<std::size_t>(walk.length()));
         for (int k = 0; k < ahead && k < walk.length(); ++k) order.push_back(walk.forward(k));
         for (int k = 0; k < walk.length(); ++k) {
             if (k + ahead < walk.length())

@@ -8,10 +8,10 @@ namespace copipe {
 
 /// Rank r holds stages r, P+r, 2P+r and so on. Micro-batches advance in rounds: a round runs through the rank's first
 /// stage, then through its second, and so forth; backwards take the stages in reverse.
-struct loop_walk {
-    shape size;
-    int chunks; ///< stages on each rank
-    int rank;
+class loop_walk {
+public:
+    constexpr loop_walk(shape size, int chunks, int rank)
+        : size_(size), chunks_(chunks), rank_(rank), round_(size.micro_batches / rounds(size)) {}
 
     static constexpr std::string_view refusal(shape size, int chunks) {
         if (chunks < 1) return "An interleaved schedule needs at least one chunk on each rank.";
@@ -20,27 +20,31 @@ struct loop_walk {
     }
 
     /// How many forwards, and how many backwards, the rank runs.
-    [[nodiscard]] constexpr int length() const { return chunks * size.micro_batches; }
+    [[nodiscard]] constexpr int length() const { return chunks_ * size_.micro_batches; }
 
     /// Forwards before the first backward: all but the last stage of one round, and `per_hop` for each later rank.
     [[nodiscard]] constexpr int warm_up(int per_hop) const {
-        int const forwards = (chunks - 1) * round() + per_hop * (size.ranks - 1 - rank);
+        int const forwards = (chunks_ - 1) * round_ + per_hop * (size_.ranks - 1 - rank_);
         return forwards < length() ? forwards : length();
     }
 
-    /// The rank's k-th forward, and its k-th backward (of kind `what`).
-    [[nodiscard]] constexpr chunk forward(int k) const {
-        return {op::forward, stage(k / round() % chunks), micro_batch(k)};
-    }
+    /// The rank's k-th forward.
+    [[nodiscard]] constexpr chunk forward(int k) const { return {op::forward, stage(held(k)), micro_batch(k)}; }
+    /// The rank's k-th backward, full or one of its halves.
     [[nodiscard]] constexpr chunk backward(int k, op what = op::backward) const {
-        return {what, stage(chunks - 1 - k / round() % chunks), micro_batch(k)};
+        return {what, stage(chunks_ - 1 - held(k)), micro_batch(k)};
     }
 
 private:
     static constexpr int rounds(shape of) { return of.micro_batches < of.ranks ? 1 : of.micro_batches / of.ranks; }
-    constexpr int round() const { return size.micro_batches / rounds(size); }
-    constexpr int stage(int held) const { return held * size.ranks + rank; }
-    constexpr int micro_batch(int k) const { return k / (round() * chunks) * round() + k % round(); }
+    constexpr int held(int k) const { return k / round_ % chunks_; }
+    constexpr int stage(int held) const { return held * size_.ranks + rank_; }
+    constexpr int micro_batch(int k) const { return k / (round_ * chunks_) * round_ + k % round_; }
+
+    shape size_;
+    int chunks_; ///< stages on each rank
+    int rank_;
+    int round_; ///< micro-batches of a round
 };
 
 } // namespace copipe

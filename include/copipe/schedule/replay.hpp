@@ -20,11 +20,13 @@ public:
     /// Programs whose chunks all lie on their rank and within the step.
     constexpr replay(program_list all, placement const& where, int micro_batches)
         : all_(all), where_(where), per_stage_(where.micro_batches_per_stage(micro_batches)),
-          arrivals_(static_cast<std::size_t>(2 * where.stages()) * static_cast<std::size_t>(per_stage_), missing),
-          at_(all.size(), 0), waits_for_(all.size(), nowhere) {}
+          arrivals_(index(2 * where.stages()) * index(per_stage_), missing), at_(all.size(), 0),
+          waits_for_(all.size(), nowhere) {
+        for (int stage = 0; stage < where.stages(); ++stage) home_.push_back(where.rank_of(stage));
+    }
 
     /// `run(rank, action, ready)` gives the action's end, where `ready` is when its last input arrived;
-    /// `deliver(message, end)` gives the time of arrival on the other rank. True if every program came to its end.
+    /// `deliver(message, from, to, end)` gives the time of arrival on rank `to`. True if every program came to its end.
     template <class Run, class Deliver>
     constexpr bool run(Run&& run, Deliver&& deliver) {
         std::vector<int> runnable;
@@ -87,9 +89,10 @@ private:
     constexpr void hand_on(chunk const& done, int rank, double end, Deliver& deliver, std::vector<int>& runnable) {
         auto const out = output_of(done, where_);
         if (!out) return;
-        int const receiver = where_.rank_of(out->to_stage);
-        arrivals_[slot(*out)] = receiver == rank ? end : deliver(*out, end);
-        if (waits_for_[index(receiver)] == slot(*out)) {
+        int const receiver = home_[out->to_stage];
+        std::size_t const to = slot(*out);
+        arrivals_[to] = receiver == rank ? end : deliver(*out, rank, receiver, end);
+        if (waits_for_[index(receiver)] == to) {
             waits_for_[index(receiver)] = nowhere;
             if (receiver != rank) runnable.push_back(receiver);
         }
@@ -98,6 +101,7 @@ private:
     program_list all_;
     placement where_;
     int per_stage_;
+    std::vector<int> home_; ///< stage -> rank
     std::vector<double> arrivals_;
     std::vector<std::size_t> at_;
     std::vector<std::size_t> waits_for_;

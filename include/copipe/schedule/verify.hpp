@@ -53,15 +53,32 @@ struct verdict {
     }
 };
 
-/// The most activations live at once on one rank: from the start of a forward to the end of its (weight) backward.
-[[nodiscard]] constexpr int peak_activations(program const& own) {
-    int live = 0, peak = 0;
+/// What a chunk of a stage keeps in memory from the start of its forward, in any unit: some of it to the end of the
+/// input gradient, the rest to the end of the weight gradient.
+struct chunk_memory {
+    std::int64_t until_input = 0;
+    std::int64_t until_weight = 0;
+};
+
+/// The most that one rank's activations take at once, where `size_of(stage)` is the `chunk_memory` of a stage's chunk.
+[[nodiscard]] constexpr std::int64_t peak_memory(program const& own, auto const& size_of) {
+    std::int64_t live = 0, peak = 0;
     for (action const& each : own) {
-        for (chunk const& one : each.chunks()) live += one.what == op::forward;
+        for (chunk const& one : each.chunks())
+            if (one.what == op::forward) live += size_of(one.stage).until_input + size_of(one.stage).until_weight;
         peak = live > peak ? live : peak;
-        for (chunk const& one : each.chunks()) live -= one.what == op::backward || one.what == op::backward_weight;
+        for (chunk const& one : each.chunks()) {
+            if (one.what == op::backward || one.what == op::backward_input) live -= size_of(one.stage).until_input;
+            if (one.what == op::backward || one.what == op::backward_weight) live -= size_of(one.stage).until_weight;
+        }
     }
     return peak;
+}
+
+/// The most activations live at once on one rank, in chunks: from the start of a forward to the end of its (weight)
+/// backward.
+[[nodiscard]] constexpr int peak_activations(program const& own) {
+    return static_cast<int>(peak_memory(own, [](int) { return chunk_memory{.until_input = 0, .until_weight = 1}; }));
 }
 
 /// One verification; `verify` below is the way in.
@@ -93,43 +110,45 @@ private:
             return breaks("there must be one program for each rank, as many as", where_.ranks);
         if (where_.kind == layout::bidirectional && (micro_batches_ % 2 != 0 || where_.per_rank != 2))
             return breaks("two directions need two stages on each rank and an even number of micro-batches");
+        done_.assign(static_cast<std::size_t>(where_.stages()) * static_cast<std::size_t>(per_stage_), 0);
+        next_gradient_.assign(static_cast<std::size_t>(where_.stages()), 0);
+        for (int stage = 0; stage < where_.stages(); ++stage) home_.push_back(where_.rank_of(stage));
         return true;
     }
 
     constexpr bool every_action_is_right() {
-        done_.assign(static_cast<std::size_t>(where_.stages()) * static_cast<std::size_t>(per_stage_), 0);
-        next_gradient_.assign(static_cast<std::size_t>(where_.stages()), 0);
-        for (found_.rank = 0; found_.rank < where_.ranks; ++found_.rank) {
-            found_.position = 0;
-            for (action const& each : all_[static_cast<std::size_t>(found_.rank)]) {
+        for (int rank = 0; rank < where_.ranks; ++rank)
+            for (action const& each : all_[static_cast<std::size_t>(rank)]) {
+                if (is_right(each, rank)) continue;
+                found_.rank = rank;
+                found_.position = static_cast<int>(&each - all_[static_cast<std::size_t>(rank)].data());
                 found_.what = each;
-                if (!is_right(each)) return false;
-                ++found_.position;
+                return false;
             }
-        }
-        found_.rank = found_.position = -1;
         return true;
     }
 
-    constexpr bool is_right(action const& each) {
+    constexpr bool is_right(action const& each, int rank) {
         auto const halves = each.chunks();
-        if (each.overlapped() && (halves[0].what != op::forward || halves[1].what != op::backward))
-            return breaks("an overlapped pair is a forward and then a full backward");
         for (chunk const& one : halves)
-            if (!is_at_home(one)) return false;
-        if (each.overlapped() && !(done(halves[1]) & forward))
-            return breaks("the forward of the pair's backward has not been run before");
+            if (!is_at_home(one, rank)) return false;
+        if (each.overlapped()) {
+            if (halves[0].what != op::forward || halves[1].what != op::backward)
+                return breaks("an overlapped pair is a forward and then a full backward");
+            if (!(done(halves[1]) & forward))
+                return breaks("the forward of the pair's backward has not been run before");
+        }
         for (chunk const& one : halves)
             if (!is_due(one)) return false;
         return true;
     }
 
-    constexpr bool is_at_home(chunk const& one) {
+    constexpr bool is_at_home(chunk const& one, int rank) {
         if (one.stage >= where_.stages()) return breaks("there is no such stage, the last is", where_.stages() - 1);
         if (one.micro_batch < 0 || one.micro_batch >= per_stage_)
             return breaks("there is no such micro-batch, the last is", per_stage_ - 1);
-        int const home = where_.rank_of(one.stage);
-        return home == found_.rank || breaks("the stage belongs to rank", home);
+        int const home = home_[one.stage];
+        return home == rank || breaks("the stage belongs to rank", home);
     }
 
     /// Notes the chunk as done if its own rank's order allows it.
@@ -151,15 +170,16 @@ private:
     }
 
     constexpr bool nothing_is_missing() {
-        for (int stage = 0; stage < where_.stages(); ++stage)
-            for (int m = 0; m < per_stage_; ++m)
-                for (op const what : {op::forward, op::backward_input, op::backward_weight}) {
-                    chunk const one{what, stage, m};
-                    if (done(one) & contribution(what)) continue;
-                    found_.rank = where_.rank_of(stage);
-                    found_.what = one;
-                    return breaks("every micro-batch needs all of its work on every stage");
-                }
+        for (std::size_t i = 0; i < done_.size(); ++i) {
+            if (done_[i] == everything) continue;
+            op const lacking = !(done_[i] & forward)          ? op::forward
+                               : !(done_[i] & input_gradient) ? op::backward_input
+                                                              : op::backward_weight;
+            auto const per_stage = static_cast<std::size_t>(per_stage_);
+            found_.rank = home_[i / per_stage];
+            found_.what = action(lacking, static_cast<int>(i / per_stage), static_cast<int>(i % per_stage));
+            return breaks("every micro-batch needs all of its work on every stage");
+        }
         return true;
     }
 
@@ -197,6 +217,7 @@ private:
     placement where_;
     int micro_batches_;
     int per_stage_;
+    std::vector<int> home_; ///< stage -> rank
     std::vector<std::uint8_t> done_;
     std::vector<int> next_gradient_;
     verdict found_;
