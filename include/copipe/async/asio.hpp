@@ -8,7 +8,9 @@
 
 #include <boost/asio/async_result.hpp>
 #include <boost/asio/associated_cancellation_slot.hpp>
+#include <boost/asio/associated_executor.hpp>
 #include <boost/asio/cancellation_signal.hpp>
+#include <boost/asio/dispatch.hpp>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
@@ -29,6 +31,7 @@ namespace copipe {
 class asio_executor final : public executor {
 public:
     explicit asio_executor(boost::asio::io_context& io) : io_(&io) {}
+    ~asio_executor() override { await_wakers(); }
 
     [[nodiscard]] auto context() const noexcept -> boost::asio::io_context& { return *io_; }
 
@@ -39,7 +42,9 @@ private:
         io_->run_one();
     }
     void notify() noexcept override {
+        // Only this handler takes what was handed over: so none is left behind when the last coroutine has ended.
         boost::asio::post(*io_, [this] {
+            take_woken();
             while (run_one()) {}
         });
     }
@@ -130,7 +135,7 @@ class spawned final : task_owner {
 public:
     spawned(boost::asio::io_context& io, task<T> root, std::stop_token stop, Handler handler)
         : exec_(io), env_{.exec = &exec_, .stop = std::move(stop)}, root_(std::move(root)), handler_(std::move(handler)),
-          work_(boost::asio::make_work_guard(io)) {}
+          work_(boost::asio::make_work_guard(io)), handler_work_(boost::asio::make_work_guard(handler_, io)) {}
 
     void start() {
         start_.handle = root_.prepare(*this, env_);
@@ -140,31 +145,34 @@ public:
 private:
     auto finished(std::coroutine_handle<>, std::exception_ptr failure) noexcept -> std::coroutine_handle<> override {
         boost::asio::post(exec_.context(), [self = std::unique_ptr<spawned>(this), failure]() mutable {
-            Handler handler = std::move(self->handler_);
-            if constexpr (std::is_void_v<T>) {
-                self.reset();
-                std::move(handler)(failure);
-            } else {
-                std::optional<T> value;
-                if (!failure) value.emplace(self->root_.result());
-                self.reset();
-                std::move(handler)(failure, value ? *std::move(value) : T{});
-            }
+            auto const where = self->handler_work_; // the handler's own executor stays at work until it has run
+            auto call = [handler = std::move(self->handler_), results = self->results(failure)]() mutable {
+                std::apply(std::move(handler), std::move(results));
+            };
+            self.reset();
+            boost::asio::dispatch(where.get_executor(), std::move(call));
         });
         return std::noop_coroutine();
     }
+    [[nodiscard]] auto results(std::exception_ptr const& failure) {
+        if constexpr (std::is_void_v<T>) return std::tuple{failure};
+        else return std::tuple<std::exception_ptr, T>{failure, failure ? T{} : root_.result()};
+    }
+
+    using own_executor = boost::asio::io_context::executor_type;
 
     asio_executor exec_;
     environment env_;
     task<T> root_;
     Handler handler_;
-    boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work_;
+    boost::asio::executor_work_guard<own_executor> work_;
+    boost::asio::executor_work_guard<boost::asio::associated_executor_t<Handler, own_executor>> handler_work_;
     waiter start_{};
 };
 
 /// Runs a task on the io_context of an Asio program. Any completion token with signature void(std::exception_ptr, T), or
-/// void(std::exception_ptr) for task<void>: a callback, boost::asio::use_future, boost::asio::detached, use_awaitable.
-/// `stop` cancels the task.
+/// void(std::exception_ptr) for task<void>: a callback, boost::asio::use_future, boost::asio::detached, use_awaitable; the
+/// handler runs on its associated executor, by default the io_context. `stop` cancels the task.
 template <class T, class Token>
 auto co_spawn(boost::asio::io_context& io, task<T> root, Token&& token, std::stop_token stop = {}) {
     using signature = typename completion_signature<T>::type;

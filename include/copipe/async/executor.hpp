@@ -10,6 +10,7 @@
 #include <coroutine>
 #include <cstddef>
 #include <stop_token>
+#include <thread>
 #include <utility>
 
 namespace copipe {
@@ -46,13 +47,14 @@ struct waiter {
 /// A FIFO run queue for one thread. `post` is for that thread, `wake` for any other (a stream's worker, another rank).
 ///
 /// Derived executors say what "nothing is ready" means: the base class sleeps until `wake`, `asio_executor` serves its
-/// io_context, a simulation advances its clock. All coroutines of an executor must have ended before it is destroyed.
+/// io_context, a simulation advances its clock. All coroutines of an executor must have ended before it is destroyed; a
+/// thread that has just woken the last of them may still be inside `wake`, and is waited for.
 class executor {
 public:
     executor() = default;
     executor(executor const&) = delete;
     auto operator=(executor const&) -> executor& = delete;
-    virtual ~executor() = default;
+    virtual ~executor() { await_wakers(); }
 
     /// Appends a coroutine to the run queue. Executor's thread only.
     void post(waiter& ready) noexcept {
@@ -62,10 +64,12 @@ public:
 
     /// Hands a coroutine over from any thread. The waiter may be resumed, and gone, before this returns.
     void wake(waiter& ready) noexcept {
+        waking_.fetch_add(1, std::memory_order_relaxed);
         waiter* first = remote_.load(std::memory_order_relaxed);
         do ready.next = first;
         while (!remote_.compare_exchange_weak(first, &ready, std::memory_order_release, std::memory_order_relaxed));
         if (!first) notify();
+        waking_.fetch_sub(1, std::memory_order_release);
     }
 
     /// Resumes coroutines in order until `done()`, asked after each; waits when there is none.
@@ -78,7 +82,6 @@ public:
 
     /// Resumes the next ready coroutine; false when there is none.
     auto run_one() -> bool {
-        if (!head_) take_remote();
         waiter* const next = head_;
         if (!next) return false;
         head_ = next->next;
@@ -92,14 +95,17 @@ public:
     [[nodiscard]] auto resumed() const noexcept -> std::size_t { return resumed_; }
 
 protected:
-    /// Called when nothing is ready: returns after `notify()`, or when it has itself made something ready.
-    virtual void idle() { remote_.wait(nullptr, std::memory_order_acquire); }
+    /// Called when the run queue is empty: returns when something may be in it, after `notify()` and `take_woken()`.
+    virtual void idle() {
+        remote_.wait(nullptr, std::memory_order_acquire);
+        take_woken();
+    }
 
     /// Called by `wake` from any thread when the hand-over list was empty: makes `idle` return.
     virtual void notify() noexcept { remote_.notify_one(); }
 
-private:
-    void take_remote() noexcept {
+    /// Moves the coroutines handed over from outside into the run queue.
+    void take_woken() noexcept {
         waiter* newest = remote_.exchange(nullptr, std::memory_order_acquire);
         waiter* oldest = nullptr;
         while (newest) {
@@ -112,10 +118,17 @@ private:
         }
     }
 
+    /// For destructors: waits until no thread is inside `wake`.
+    void await_wakers() const noexcept {
+        while (waking_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
+    }
+
+private:
     waiter* head_ = nullptr;
     waiter** tail_ = &head_;
     std::size_t resumed_ = 0;
     std::atomic<waiter*> remote_{nullptr};
+    std::atomic<int> waking_{0};
 };
 
 /// Two tasks of one rank that take turns: the state behind `alternate(a, b)`. A side keeps the turn until it suspends; the
