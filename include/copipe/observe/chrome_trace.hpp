@@ -16,6 +16,7 @@
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace copipe {
@@ -43,11 +44,13 @@ public:
     /// The first `most` spans, by their start. Processes are sorted by rank, then by group.
     void add(trace_group const& group, int number, int groups, std::size_t most) {
         std::vector<span> kept(group.spans.begin(), group.spans.end());
-        std::stable_sort(kept.begin(), kept.end(), [](span const& a, span const& b) { return a.start < b.start; });
+        std::sort(kept.begin(), kept.end(), [](span const& a, span const& b) { return a.start < b.start; });
         kept.resize(std::min(kept.size(), most));
         if (!kept.empty()) origin_ = kept.front().start;
-        auto const key = [](span const& one) { return std::tuple{one.rank, track_of(one.kind)}; };
-        std::stable_sort(kept.begin(), kept.end(), [&](span const& a, span const& b) { return key(a) < key(b); });
+        auto const key = [](span const& one) { return std::pair{one.rank, track_of(one.kind)}; };
+        std::sort(kept.begin(), kept.end(), [&](span const& a, span const& b) {
+            return std::tuple{key(a), a.start, a.end} < std::tuple{key(b), b.start, b.end};
+        });
 
         for (auto from = kept.begin(); from != kept.end();) {
             auto const to = std::find_if(from, kept.end(), [&](span const& one) { return key(one) != key(*from); });

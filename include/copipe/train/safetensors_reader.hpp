@@ -17,6 +17,7 @@
 #include <string_view>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -109,8 +110,8 @@ private:
     /// Every byte of the data belongs to exactly one tensor, which has the size that its type and shape say.
     void check(std::uint64_t data_bytes) {
         auto& entries = header_.entries;
-        std::stable_sort(entries.begin(), entries.end(), [](tensor_entry const& a, tensor_entry const& b) {
-            return std::pair{a.begin, a.end} < std::pair{b.begin, b.end};
+        std::sort(entries.begin(), entries.end(), [](tensor_entry const& a, tensor_entry const& b) {
+            return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
         });
         std::uint64_t reached = 0;
         for (tensor_entry const& each : entries) {

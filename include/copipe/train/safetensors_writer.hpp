@@ -23,8 +23,9 @@ namespace copipe {
 /// it is committed; destroyed before that, it leaves no trace.
 class safetensors_writer {
 public:
-    /// Takes name, type and shape of each tensor and lays them out, larger types first so that each is aligned. Throws
-    /// `file_error` if the path cannot be written, `safetensors_error` if the format cannot express the entries.
+    /// Takes name, type and shape of each tensor and lays them out: larger types first, so that each is aligned, then by
+    /// name. Throws `file_error` if the path cannot be written, `safetensors_error` if the format cannot express the
+    /// entries.
     safetensors_writer(std::string const& path, std::vector<tensor_entry> entries,
                        std::map<std::string, std::string> const& metadata = {})
         : entries_(laid_out(path, std::move(entries))), index_(index_by_name(path, entries_)),
@@ -64,8 +65,9 @@ private:
     }
 
     static std::vector<tensor_entry> laid_out(std::string const& path, std::vector<tensor_entry> entries) {
-        std::stable_sort(entries.begin(), entries.end(), [](tensor_entry const& a, tensor_entry const& b) {
-            return element_bytes(a.dtype) > element_bytes(b.dtype);
+        std::sort(entries.begin(), entries.end(), [](tensor_entry const& a, tensor_entry const& b) {
+            auto const size_a = element_bytes(a.dtype), size_b = element_bytes(b.dtype);
+            return size_a != size_b ? size_a > size_b : a.name < b.name;
         });
         std::uint64_t at = 0;
         for (tensor_entry& each : entries) {
