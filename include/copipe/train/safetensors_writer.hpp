@@ -23,8 +23,8 @@ namespace copipe {
 /// it is committed; destroyed before that, it leaves no trace.
 class safetensors_writer {
 public:
-    /// Takes name, type and shape of each tensor and lays them out: larger types first, so that each is aligned, then by
-    /// name. Throws `file_error` if the path cannot be written, `safetensors_error` if the format cannot express the
+    /// Takes name, type and shape of each tensor and lays them out: larger types first, so that each is aligned, then
+    /// by name. Throws `file_error` if the path cannot be written, `safetensors_error` if the format cannot express the
     /// entries.
     safetensors_writer(std::string const& path, std::vector<tensor_entry> entries,
                        std::map<std::string, std::string> const& metadata = {})
