@@ -81,7 +81,8 @@ concept layer = device<D> && std::copy_constructible<L> && std::default_initiali
 template <device Device>
 class any_layer {
 public:
-    template <layer<Device> L>
+    template <class L>
+        requires(!std::same_as<L, any_layer>) && layer<L, Device>
     explicit any_layer(L prototype) : self_(std::make_unique<model<L>>(std::move(prototype))) {}
 
     [[nodiscard]] auto parameters() const noexcept -> std::span<parameter* const> { return self_->parameters; }
