@@ -126,29 +126,20 @@ inline expert_map search_experts(row<double> const& loads, row<row<int>> const& 
 
 /// Places the copies of one layer's experts by search, with three promises. The busiest GPU is never busier than with
 /// `place_experts`. No GPU holds two copies of one expert, unless it has more slots than its node has experts or the
-/// first promise cannot be kept otherwise. Groups stay whole on one node, as in `place_experts`, unless the second
+/// first promise cannot be kept otherwise. Experts stay on the nodes where `place_experts` has them, unless the second
 /// cannot be kept otherwise. Same arguments, same errors.
 [[nodiscard]] inline expert_map refine_experts(std::span<double const> loads, expert_shape const& wanted) {
     auto const published = place_experts(loads, wanted);
     auto const shape = wanted.effective();
     row<double> const all(loads.begin(), loads.end());
     auto const busiest = [&](expert_map const& map) { return max_over_mean(loads, map, shape.gpus); };
-    auto best = search_experts(all, experts_of_nodes({loads.begin(), loads.end()}, shape), shape);
-
-    int const size = all.count() / shape.groups, groups_per_node = shape.groups / shape.nodes;
-    row<double> groups(shape.groups);
-    for (int e = 0; e < all.count(); ++e) groups[e / size] += all[e];
-    expert_search spread(std::move(groups), shape.nodes, groups_per_node);
-    spread.improve(100);
-    row<row<int>> nodes(shape.nodes), one_node(1);
-    for (int e = 0; e < all.count(); ++e) {
-        nodes[e / size / groups_per_node].push_back(spread.held()[e / size] * size + e % size);
-        one_node[0].push_back(e);
-    }
-    if (auto moved = search_experts(all, nodes, shape); busiest(moved) < busiest(best)) best = std::move(moved);
     double const allowed = busiest(published) * (1 + 1e-12);
-    if (busiest(best) > allowed) best = search_experts(all, one_node, shape);
-    return busiest(best) > allowed ? published : best;
+    auto best = search_experts(all, experts_of_nodes({loads.begin(), loads.end()}, shape), shape);
+    if (busiest(best) <= allowed) return best;
+    row<int> everyone(all.count());
+    std::iota(everyone.begin(), everyone.end(), 0);
+    best = search_experts(all, {everyone}, shape);
+    return busiest(best) <= allowed ? best : published;
 }
 
 } // namespace copipe
