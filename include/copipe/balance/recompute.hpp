@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Automatic recomputation: which layers of a stage keep only their input and run forward again before their backward.
+#pragma once
+
+#include "copipe/balance/bottleneck.hpp"
+#include "copipe/balance/row.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace copipe {
+
+/// Layers to recompute, and the time that it costs: `never` if even all of them do not save enough.
+struct recompute_choice {
+    ticks extra;
+    row<int> layers;
+    bool exact;
+};
+
+/// How many choices are kept that none beats in both time and memory. So the answer is exact for up to 14 layers per
+/// stage, for far more where many are alike, and beyond that a choice that fits but may not be the fastest.
+inline constexpr int recompute_limit = 1 << 14;
+
+/// The choice among the layers from `begin` to `end` that saves `need` bytes and costs the least time: a knapsack.
+/// `saves` and `costs` are per layer.
+inline recompute_choice choose_recompute(row<ticks> const& saves, row<ticks> const& costs, int begin, int end,
+                                         ticks need) {
+    struct choice {
+        ticks saved, extra;
+        row<int> layers;
+    };
+    row<choice> kept{{0, 0, {}}}; // by falling savings and falling time
+    bool exact = true;
+    for (int layer = begin; layer < end; ++layer) {
+        if (saves[layer] <= 0) continue;
+        auto wider = kept;
+        for (choice& with : wider) {
+            with = {std::min(need, with.saved + saves[layer]), with.extra + costs[layer], with.layers};
+            with.layers.push_back(layer);
+        }
+        wider.insert(wider.end(), kept.begin(), kept.end());
+        std::ranges::sort(wider, {}, [](choice const& each) { return std::pair(-each.saved, each.extra); });
+        kept.clear();
+        for (choice& each : wider)
+            if (kept.empty() || each.extra < kept.back().extra) kept.push_back(std::move(each));
+        if (kept.count() <= recompute_limit) continue;
+        exact = false;
+        for (int k = 1; 2 * k < kept.count(); ++k) kept[k] = std::move(kept[2 * k]);
+        kept.resize((kept.size() + 1) / 2);
+    }
+    bool const enough = kept[0].saved >= need;
+    return {enough ? kept[0].extra : never, enough ? kept[0].layers : row<int>{}, exact};
+}
+
+} // namespace copipe
