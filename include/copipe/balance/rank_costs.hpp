@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// What ranks take for the stages that they hold, in time and in memory.
+#pragma once
+
+#include "copipe/balance/partition_problem.hpp"
+#include "copipe/balance/recompute.hpp"
+
+#include <map>
+#include <tuple>
+
+namespace copipe {
+
+/// The sums of all runs of values.
+class running_sums {
+public:
+    running_sums(row<ticks> const& values) {
+        for (ticks const value : values) sums_.push_back(sums_.back() + value);
+    }
+    [[nodiscard]] ticks operator()(int begin, int end) const { return sums_[end] - sums_[begin]; }
+    [[nodiscard]] ticks total() const { return sums_.back(); }
+
+private:
+    row<ticks> sums_{0};
+};
+
+/// A rank that holds the stage from `a` to `b` and, where stages are mirrored, the stage from `c` to `d`, b <= c. Where
+/// ranks share stages, rank r stands for a group of r + 1 of them.
+class rank_costs {
+public:
+    explicit rank_costs(partition_problem const& problem)
+        : problem_(problem), forward_(problem.forward), parameters_(problem.parameters),
+          activations_(problem.activations), own_work_(!problem.costs.empty()), limited_(!problem.capacity.empty()) {
+        for (int rank = 0; rank < problem.ranks; ++rank) slow_.push_back(problem.slowness(rank));
+        for (auto const& own : problem.costs) work_.push_back(own);
+        if (work_.empty()) work_.push_back(problem.weights);
+        for (int i = 0; i < problem.checkpoint.count(); ++i)
+            saves_.push_back(problem.activations[i] - problem.checkpoint[i]);
+    }
+
+    [[nodiscard]] running_sums const& work() const noexcept { return work_[0]; }
+    /// The most work that a rank can do in `bound`.
+    [[nodiscard]] ticks room(int rank, ticks bound) const {
+        return std::min(bound / slow_[rank] * (problem_.lock_step ? 2 : 1), work_[0].total());
+    }
+
+    /// Work, recomputation included, but no messages; `never` where the memory does not suffice. Never less where a
+    /// stage gets more layers.
+    [[nodiscard]] ticks floor(int rank, int a, int b, int c = 0, int d = 0) const {
+        ticks work = work_[own_work_ * rank](a, b) + work_[own_work_ * rank](c, d);
+        if (problem_.lock_step) {
+            ticks const one_way = forward_(a, b) + work_[0](c, d) - forward_(c, d);
+            work = std::max(one_way, work - one_way);
+        }
+        if (problem_.sync > 0) work += 2 * rank * problem_.sync * parameters_(a, b);
+        if (!limited_) return slow_[rank] * work;
+        ticks const extra = extra_time(rank, a, b, c, d);
+        return extra == never ? never : slow_[rank] * (work + extra);
+    }
+    /// The same with messages: what counts where a rank has one stage.
+    [[nodiscard]] ticks time(int rank, int begin, int end) const {
+        ticks const own = floor(rank, begin, end);
+        if (problem_.transfer.empty() || own == never) return own;
+        if (problem_.order == stage_order::replicated)
+            return std::max(own, begin > 0 ? slow_[0] * problem_.transfer[begin] : 0);
+        ticks const in = rank > 0 ? problem_.link[rank - 1] * problem_.transfer[begin] : 0;
+        ticks const out = rank + 1 < problem_.ranks ? problem_.link[rank] * problem_.transfer[end] : 0;
+        return problem_.overlapped ? std::max(own, out) : in + own + out;
+    }
+
+    /// The bytes that a rank needs, if nothing is recomputed.
+    [[nodiscard]] ticks bytes(int rank, int a, int b, int c = 0, int d = 0) const {
+        ticks const far = problem_.mirrored() ? problem_.in_flight_far[rank] * activations_(c, d) : 0;
+        return (problem_.fixed.empty() ? 0 : problem_.fixed[rank]) + parameters_(a, b) + parameters_(c, d) +
+               problem_.in_flight[rank] * activations_(a, b) + far;
+    }
+    /// The layers to recompute so that the rank, and where stages are on two the other one, has enough memory.
+    [[nodiscard]] recompute_choice recomputed(int rank, int a, int b, int c = 0, int d = 0) const {
+        if (!limited_) return {0, {}, true};
+        ticks lacks = bytes(rank, a, b, c, d) - problem_.capacity[rank];
+        if (int const other = problem_.ranks - 1 - rank; problem_.order == stage_order::bidirectional)
+            lacks = std::max(lacks, bytes(other, c, d, a, b) - problem_.capacity[other]);
+        ticks const per = problem_.in_flight[rank];
+        if (lacks <= 0) return {0, {}, true};
+        if (saves_.empty() || per == 0) return {never, {}, true};
+        return choose_recompute(saves_, problem_.forward, a, b, (lacks + per - 1) / per);
+    }
+    /// Whether all answers so far were exact: the choice of layers to recompute has a limit.
+    [[nodiscard]] bool exact() const noexcept { return exact_; }
+
+private:
+    [[nodiscard]] ticks extra_time(int rank, int a, int b, int c, int d) const {
+        if (saves_.empty()) return recomputed(rank, a, b, c, d).extra;
+        auto const [known, is_new] = known_.try_emplace({rank, a, b});
+        if (is_new) {
+            auto const choice = recomputed(rank, a, b);
+            known->second = choice.extra;
+            exact_ = exact_ && choice.exact;
+        }
+        return known->second;
+    }
+
+    partition_problem const& problem_;
+    running_sums forward_, parameters_, activations_;
+    row<running_sums> work_;
+    row<ticks> slow_, saves_;
+    int own_work_; ///< 1 where each rank has its own sums of work, else 0
+    bool limited_;
+    mutable std::map<std::tuple<int, int, int>, ticks> known_;
+    mutable bool exact_ = true;
+};
+
+} // namespace copipe
