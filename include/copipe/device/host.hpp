@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The default device: CUDA's streams, events and stream-ordered memory on CPU threads, so that an ordering mistake shows on
-// a laptop.
+// The default device: CUDA's streams, events and stream-ordered memory on CPU threads, so that an ordering mistake
+// shows on a laptop.
 #pragma once
 
 #include "copipe/device/host_stream.hpp"
@@ -11,8 +11,8 @@
 
 namespace copipe {
 
-/// A device of one rank on the host. Each stream has a worker thread; with `host_execution::inline_` it has none, and work runs
-/// where it is enqueued (for tests of ordering-free code and for measuring the engine itself).
+/// A device of one rank on the host. Each stream has a worker thread; with `host_execution::inline_` it has none, and
+/// work runs where it is enqueued (for tests of ordering-free code and for measuring the engine itself).
 class host_device {
 public:
     using stream = host_stream;
@@ -20,8 +20,21 @@ public:
 
     host_device() = default;
     explicit host_device(host_execution execution) : execution_(execution) {}
+    host_device(host_device const&) = delete;
+    auto operator=(host_device const&) -> host_device& = delete;
+    /// Waits for all enqueued work: streams wait for each other's events and use each other's memory.
+    ~host_device() {
+        for (host_stream& each : streams_) {
+            try {
+                each.synchronize();
+            } catch (...) { // whoever wants to know has synchronized
+            }
+        }
+    }
 
-    [[nodiscard]] auto open_stream(std::string_view) -> host_stream& { return streams_.emplace_back(ledger_, execution_); }
+    [[nodiscard]] auto open_stream(std::string_view) -> host_stream& {
+        return streams_.emplace_back(ledger_, execution_);
+    }
     [[nodiscard]] auto open_link(int) -> host_stream& { return open_stream("link"); }
     [[nodiscard]] auto now() const noexcept -> double { return host_seconds(); }
     [[nodiscard]] auto memory_in_use() const noexcept -> std::size_t { return ledger_.in_use; }
