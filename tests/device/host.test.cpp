@@ -20,7 +20,7 @@ TEST_CASE("a host device models the device concept") {
     STATIC_REQUIRE_FALSE(device_event<int>);
 }
 
-TEST_CASE("memory of a device is stream-ordered: a freed block serves the next chunk, whose work runs after the earlier") {
+TEST_CASE("memory is stream-ordered: a freed block serves the next chunk, whose work runs after the earlier") {
     host_device dev;
     host_stream& s = dev.open_stream("s");
     auto& memory = *s.memory();

@@ -86,7 +86,8 @@ TEST_CASE("blocks in use never overlap, however sizes are mixed and freed") {
     std::size_t wrong = 0;
     auto const release = [&](std::size_t at) {
         auto const [block, bytes] = held[at];
-        wrong += block[0] != static_cast<std::byte>(bytes % 251) || block[bytes - 1] != static_cast<std::byte>(bytes % 251);
+        auto const expected = static_cast<std::byte>(bytes % 251);
+        wrong += block[0] != expected || block[bytes - 1] != expected;
         memory.deallocate(block, bytes, 64);
         held[at] = held.back();
         held.pop_back();
