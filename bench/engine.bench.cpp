@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the engine itself costs: host time per action of a training step whose layers do nothing, four ranks in one process on
-// one thread, against a hand-written loop that calls the same layers in the same order.
+// What the engine itself costs: host time per action of a training step whose layers do nothing, four ranks in one
+// process on one thread, against a hand-written loop that calls the same layers in the same order.
 #include "copipe/device/host.hpp"
 #include "copipe/pipeline/rank_pipeline.hpp"
 #include "copipe/pipeline/rank_team.hpp"
@@ -82,8 +82,8 @@ void engine(benchmark::State& state) {
     per_action(state, count_actions(policy));
 }
 
-/// The least any engine must do: call each chunk's layer in an order that respects all dependencies (found once, ahead of time),
-/// and copy what crosses ranks.
+/// The least any engine must do: call each chunk's layer in an order that respects all dependencies (found once, ahead
+/// of time), and copy what crosses ranks.
 template <copipe::schedule_policy Policy>
 void hand_written(benchmark::State& state) {
     Policy const policy{};
@@ -93,7 +93,9 @@ void hand_written(benchmark::State& state) {
     std::vector<std::size_t> next(all.size());
     auto const per_stage = static_cast<std::size_t>(where.micro_batches_per_stage(size.micro_batches));
     std::vector<char> forward(static_cast<std::size_t>(where.stages()) * per_stage), backward(forward.size());
-    auto const at = [&](int stage, int m) { return static_cast<std::size_t>(stage) * per_stage + static_cast<std::size_t>(m); };
+    auto const at = [&](int stage, int m) {
+        return static_cast<std::size_t>(stage) * per_stage + static_cast<std::size_t>(m);
+    };
     for (bool moved = true; std::exchange(moved, false);) {
         for (std::size_t r = 0; r < all.size(); ++r) {
             while (next[r] < all[r].size()) {
@@ -107,8 +109,10 @@ void hand_written(benchmark::State& state) {
                 if (!ready) break;
                 for (auto const& c : all[r][next[r]].chunks()) {
                     order.push_back(c);
-                    if (c.what == copipe::op::forward) forward[at(c.stage, c.micro_batch)] = 1;
-                    else if (c.what != copipe::op::backward_weight) backward[at(c.stage, c.micro_batch)] = 1;
+                    if (c.what == copipe::op::forward)
+                        forward[at(c.stage, c.micro_batch)] = 1;
+                    else if (c.what != copipe::op::backward_weight)
+                        backward[at(c.stage, c.micro_batch)] = 1;
                 }
                 ++next[r];
                 moved = true;
@@ -140,7 +144,8 @@ void hand_written(benchmark::State& state) {
             } else if (c.what != copipe::op::backward_weight) {
                 move_on(c, layer.backward_input(work, gradients[here], kept));
             }
-            if (c.what == copipe::op::backward || c.what == copipe::op::backward_weight) values[here] = gradients[here] = {};
+            if (c.what == copipe::op::backward || c.what == copipe::op::backward_weight)
+                values[here] = gradients[here] = {};
         }
     }
     per_action(state, count_actions(policy));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "copipe/device/simulated.hpp"
 #include "catch.hpp"
 #include "copipe/async/scope.hpp"
-#include "copipe/device/simulated.hpp"
 #include "copipe/pipeline/rank_pipeline.hpp"
 #include "copipe/schedule/dualpipe.hpp"
 #include "copipe/schedule/dualpipe_v.hpp"
@@ -89,8 +89,9 @@ struct simulated_run {
         how.seconds_per_byte = costs.per_byte;
         for (int r = 0; r < size.ranks; ++r) {
             devices.emplace_back(clock, how);
-            ranks.emplace_back(plan, cut, layers, r, devices.back(), net.connect(r),
-                               copipe::pipeline_options{.lookahead = plan.training[static_cast<std::size_t>(r)].actions.size()});
+            ranks.emplace_back(
+                plan, cut, layers, r, devices.back(), net.connect(r),
+                copipe::pipeline_options{.lookahead = plan.training[static_cast<std::size_t>(r)].actions.size()});
         }
     }
     auto step() -> double {
@@ -118,9 +119,11 @@ void agree_on_random_costs(Policy policy, std::vector<copipe::shape> const& shap
     for (int round = 0; round < rounds; ++round) {
         copipe::shape const size = shapes[static_cast<std::size_t>(round) % shapes.size()];
         auto const where = policy.placed(size);
-        random_costs costs{.parts = {}, .delay = round % 3 == 0 ? 0 : draw(1), .per_byte = round % 4 == 0 ? 0 : draw(1) / 64};
+        random_costs costs{
+            .parts = {}, .delay = round % 3 == 0 ? 0 : draw(1), .per_byte = round % 4 == 0 ? 0 : draw(1) / 64};
         for (int s = 0; s < where.model_stages(); ++s) {
-            costs.parts.push_back({draw(2), draw(2), draw(2), std::uniform_int_distribution<std::int64_t>{1, 30}(random)});
+            costs.parts.push_back(
+                {draw(2), draw(2), draw(2), std::uniform_int_distribution<std::int64_t>{1, 30}(random)});
         }
         INFO(Policy::name << " round " << round << " ranks " << size.ranks << " micro-batches " << size.micro_batches);
         double const predicted = copipe::evaluate(programs_of(policy, size), where, size.micro_batches, costs).makespan;
@@ -144,7 +147,8 @@ TEST_CASE("virtual time is the same from run to run, and a slow rank makes the s
     random_costs const costs{.parts = std::vector<timed>(4, timed{1, 1, 1, 1}), .delay = 0.25, .per_byte = 0};
     double const first = simulated_run{copipe::one_f_one_b{}, {4, 8}, costs}.step();
     double const again = simulated_run{copipe::one_f_one_b{}, {4, 8}, costs}.step();
-    double const slow = simulated_run{copipe::one_f_one_b{}, {4, 8}, costs, {.stretch = [](double, double s) { return 2 * s; }}}.step();
+    double const slow =
+        simulated_run{copipe::one_f_one_b{}, {4, 8}, costs, {.stretch = [](double, double s) { return 2 * s; }}}.step();
     REQUIRE(first == again);
     REQUIRE(first > 33); // without latency
     REQUIRE(slow > first);

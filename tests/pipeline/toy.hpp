@@ -54,18 +54,19 @@ struct dense {
     auto backward_input(context<host_device>& c, tensor dy, saved& s) -> tensor {
         s.g = c.make(dy.sizes());
         tensor dx = c.make(dy.sizes());
-        c.stream.launch([d = dy.data(), w_ = w.value.data(), t_ = s.t.data(), g = s.g.data(), out = dx.data(), rows = dy.size(0)] {
-            for (std::int64_t r = 0; r < rows; ++r) {
-                for (std::int64_t j = 0; j < width; ++j) {
-                    g[r * width + j] = d[r * width + j] * (1 - t_[r * width + j] * t_[r * width + j]);
+        c.stream.launch(
+            [d = dy.data(), w_ = w.value.data(), t_ = s.t.data(), g = s.g.data(), out = dx.data(), rows = dy.size(0)] {
+                for (std::int64_t r = 0; r < rows; ++r) {
+                    for (std::int64_t j = 0; j < width; ++j) {
+                        g[r * width + j] = d[r * width + j] * (1 - t_[r * width + j] * t_[r * width + j]);
+                    }
+                    for (std::int64_t i = 0; i < width; ++i) {
+                        float sum = d[r * width + i];
+                        for (std::int64_t j = 0; j < width; ++j) sum += g[r * width + j] * w_[i * width + j];
+                        out[r * width + i] = sum;
+                    }
                 }
-                for (std::int64_t i = 0; i < width; ++i) {
-                    float sum = d[r * width + i];
-                    for (std::int64_t j = 0; j < width; ++j) sum += g[r * width + j] * w_[i * width + j];
-                    out[r * width + i] = sum;
-                }
-            }
-        });
+            });
         return dx;
     }
     void backward_weight(context<host_device>& c, saved& s) {
@@ -101,9 +102,10 @@ struct distance {
     }
     auto backward_input(context<host_device>& c, tensor, saved& s) -> tensor {
         tensor dx = c.make(s.d.sizes());
-        c.stream.launch([d = s.d.data(), out = dx.data(), n = dx.count(), f = c.scale / static_cast<float>(dx.count())] {
-            for (std::size_t i = 0; i < n; ++i) out[i] = d[i] * f;
-        });
+        c.stream.launch(
+            [d = s.d.data(), out = dx.data(), n = dx.count(), f = c.scale / static_cast<float>(dx.count())] {
+                for (std::size_t i = 0; i < n; ++i) out[i] = d[i] * f;
+            });
         return dx;
     }
 };

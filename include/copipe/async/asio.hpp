@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Boost.Asio and copipe's coroutines, both ways: a task awaits any Asio operation with the completion token use_task, and an
-// Asio program starts a task on its io_context with copipe::co_spawn and any completion token.
+// Boost.Asio and copipe's coroutines, both ways: a task awaits any Asio operation with the completion token use_task,
+// and an Asio program starts a task on its io_context with copipe::co_spawn and any completion token.
 #pragma once
 
 #include "copipe/async/task.hpp"
 #include "copipe/async/wait_queue.hpp"
 
-#include <boost/asio/async_result.hpp>
 #include <boost/asio/associated_cancellation_slot.hpp>
 #include <boost/asio/associated_executor.hpp>
+#include <boost/asio/async_result.hpp>
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/dispatch.hpp>
 #include <boost/asio/executor_work_guard.hpp>
@@ -26,8 +26,8 @@
 
 namespace copipe {
 
-/// An executor whose idle time serves an io_context. Driven by `run`/`run_until`, or by the program's own `io.run()`: each
-/// hand-over from outside posts one handler that drains the run queue. One thread may run the io_context.
+/// An executor whose idle time serves an io_context. Driven by `run`/`run_until`, or by the program's own `io.run()`:
+/// each hand-over from outside posts one handler that drains the run queue. One thread may run the io_context.
 class asio_executor final : public executor {
 public:
     explicit asio_executor(boost::asio::io_context& io) : io_(&io) {}
@@ -45,16 +45,18 @@ private:
         // Only this handler takes what was handed over: so none is left behind when the last coroutine has ended.
         boost::asio::post(*io_, [this] {
             take_woken();
-            while (run_one()) {}
+            while (run_one()) {
+            }
         });
     }
 
     boost::asio::io_context* io_;
 };
 
-/// Completion token: `co_await timer.async_wait(use_task)`. An error code becomes a boost::system::system_error, the other
-/// results are returned (several as a tuple). Stopping the awaiting task emits a terminal cancellation to the operation and
-/// throws `cancelled`. The operation's handlers must run on the thread of the task's executor (use an asio_executor).
+/// Completion token: `co_await timer.async_wait(use_task)`. An error code becomes a boost::system::system_error, the
+/// other results are returned (several as a tuple). Stopping the awaiting task emits a terminal cancellation to the
+/// operation and throws `cancelled`. The operation's handlers must run on the thread of the task's executor (use an
+/// asio_executor).
 struct use_task_t {};
 inline constexpr use_task_t use_task{};
 
@@ -134,8 +136,12 @@ template <class T, class Handler>
 class spawned final : task_owner {
 public:
     spawned(boost::asio::io_context& io, task<T> root, std::stop_token stop, Handler handler)
-        : exec_(io), env_{.exec = &exec_, .stop = std::move(stop)}, root_(std::move(root)), handler_(std::move(handler)),
-          work_(boost::asio::make_work_guard(io)), handler_work_(boost::asio::make_work_guard(handler_, io)) {}
+        : exec_(io),
+          env_{.exec = &exec_, .stop = std::move(stop)},
+          root_(std::move(root)),
+          handler_(std::move(handler)),
+          work_(boost::asio::make_work_guard(io)),
+          handler_work_(boost::asio::make_work_guard(handler_, io)) {}
 
     void start() {
         start_.handle = root_.prepare(*this, env_);
@@ -155,8 +161,10 @@ private:
         return std::noop_coroutine();
     }
     [[nodiscard]] auto results(std::exception_ptr const& failure) {
-        if constexpr (std::is_void_v<T>) return std::tuple{failure};
-        else return std::tuple<std::exception_ptr, T>{failure, failure ? T{} : root_.result()};
+        if constexpr (std::is_void_v<T>)
+            return std::tuple{failure};
+        else
+            return std::tuple<std::exception_ptr, T>{failure, failure ? T{} : root_.result()};
     }
 
     using own_executor = boost::asio::io_context::executor_type;
@@ -170,15 +178,16 @@ private:
     waiter start_{};
 };
 
-/// Runs a task on the io_context of an Asio program. Any completion token with signature void(std::exception_ptr, T), or
-/// void(std::exception_ptr) for task<void>: a callback, boost::asio::use_future, boost::asio::detached, use_awaitable; the
-/// handler runs on its associated executor, by default the io_context. `stop` cancels the task.
+/// Runs a task on the io_context of an Asio program. Any completion token with signature void(std::exception_ptr, T),
+/// or void(std::exception_ptr) for task<void>: a callback, boost::asio::use_future, boost::asio::detached,
+/// use_awaitable; the handler runs on its associated executor, by default the io_context. `stop` cancels the task.
 template <class T, class Token>
 auto co_spawn(boost::asio::io_context& io, task<T> root, Token&& token, std::stop_token stop = {}) {
     using signature = typename completion_signature<T>::type;
     return boost::asio::async_initiate<Token, signature>(
         [&io](auto handler, task<T> started, std::stop_token stopped) {
-            auto* const self = new spawned<T, decltype(handler)>(io, std::move(started), std::move(stopped), std::move(handler));
+            auto* const self =
+                new spawned<T, decltype(handler)>(io, std::move(started), std::move(stopped), std::move(handler));
             self->start();
         },
         token, std::move(root), std::move(stop));

@@ -19,8 +19,9 @@ namespace copipe {
 /// An unbounded FIFO. Any thread may send; any coroutine may receive and is resumed on its own executor.
 ///
 /// Semantics: each value is received once, values in the order sent, receivers in the order they came. Sending never
-/// suspends and allocates only while the queue grows past its longest length so far. `close(reason)` drops what is queued,
-/// and every receive, pending or later, throws `reason` until `reset()`. A receive is cancelled by its environment's stop.
+/// suspends and allocates only while the queue grows past its longest length so far. `close(reason)` drops what is
+/// queued, and every receive, pending or later, throws `reason` until `reset()`. A receive is cancelled by its
+/// environment's stop.
 template <class T>
     requires std::movable<T> && std::default_initializable<T>
 class channel {
@@ -61,10 +62,15 @@ public:
             if (inherited->stop.stop_requested()) throw cancelled{};
             stop_.arm(inherited->stop, *this);
             std::scoped_lock const lock{from_->mutex_};
-            if (from_->closed_) failure_ = from_->closed_;
-            else if (from_->size_ != 0) value_.emplace(from_->pop());
-            else return listed_ = true, from_->append(*this), true;
-            return false;
+            if (from_->closed_) {
+                failure_ = from_->closed_;
+            } else if (from_->size_ != 0) {
+                value_.emplace(from_->pop());
+            } else {
+                from_->append(*this);
+                listed_ = true;
+            }
+            return listed_;
         }
         auto await_resume() -> T {
             stop_.disarm();

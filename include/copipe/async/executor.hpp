@@ -131,8 +131,8 @@ private:
     std::atomic<int> waking_{0};
 };
 
-/// Two tasks of one rank that take turns: the state behind `alternate(a, b)`. A side keeps the turn until it suspends; the
-/// other side then runs as soon as it can. The order of their steps therefore does not depend on timing.
+/// Two tasks of one rank that take turns: the state behind `alternate(a, b)`. A side keeps the turn until it suspends;
+/// the other side then runs as soon as it can. The order of their steps therefore does not depend on timing.
 class alternation {
 public:
     /// Side 0 is about to run; side 1 will start with `second`.
@@ -171,8 +171,10 @@ private:
 };
 
 inline void waiter::resume() {
-    if (env && env->pair) env->pair->ready(env->side, handle);
-    else handle.resume();
+    if (env && env->pair)
+        env->pair->ready(env->side, handle);
+    else
+        handle.resume();
 }
 
 /// `co_await let_partner_run{}`: inside an overlapped pair, gives the turn to the partner; elsewhere goes on at once.

@@ -24,9 +24,9 @@ namespace copipe {
 ///     children.spawn(chunk(1));
 ///     co_await children.join();
 ///
-/// The first exception of a child is kept, requests a stop (awaits of the others throw `cancelled`), and is thrown by `join`.
-/// Stopping the parent stops the children. Rules: `join` must have been awaited to its end before the scope is destroyed
-/// (also when the body fails: `in_scope` sees to that); all calls on the executor's thread.
+/// The first exception of a child is kept, requests a stop (awaits of the others throw `cancelled`), and is thrown by
+/// `join`. Stopping the parent stops the children. Rules: `join` must have been awaited to its end before the scope is
+/// destroyed (also when the body fails: `in_scope` sees to that); all calls on the executor's thread.
 class scope final : task_owner {
 public:
     explicit scope(environment const& parent)
@@ -74,7 +74,8 @@ private:
         static constexpr void await_resume() noexcept {}
     };
 
-    auto finished(std::coroutine_handle<> child, std::exception_ptr failure) noexcept -> std::coroutine_handle<> override {
+    auto finished(std::coroutine_handle<> child, std::exception_ptr failure) noexcept
+        -> std::coroutine_handle<> override {
         child.destroy();
         if (failure) cancel(std::move(failure));
         if (--running_ == 0 && joining_) {
@@ -92,8 +93,8 @@ private:
     std::stop_callback<stop_all> parent_stopped_;
 };
 
-/// Runs `body(scope&) -> task<>` and joins the scope whether the body returns or throws. `body` must outlive the await: name
-/// the lambda (g++ 12 destroys a capturing temporary in a co_await expression twice).
+/// Runs `body(scope&) -> task<>` and joins the scope whether the body returns or throws. `body` must outlive the await:
+/// name the lambda (g++ 12 destroys a capturing temporary in a co_await expression twice).
 template <class Body>
     requires std::is_invocable_r_v<task<>, Body&, scope&>
 auto in_scope(Body& body) -> task<> {
@@ -124,15 +125,14 @@ public:
     [[nodiscard]] auto await_suspend(std::coroutine_handle<> awaiting, environment const* inherited)
         -> std::coroutine_handle<> {
         awaiting_ = awaiting;
-        for (int side : {0, 1}) env_[side] = {.exec = inherited->exec, .stop = inherited->stop, .pair = &turns_, .side = side};
+        for (int side : {0, 1})
+            env_[side] = {.exec = inherited->exec, .stop = inherited->stop, .pair = &turns_, .side = side};
         first_ = a_.prepare(*this, env_[0]);
         turns_.prime(b_.prepare(*this, env_[1]));
         return first_;
     }
     /// Both results (std::monostate for void); throws a's failure, else b's.
-    auto await_resume() -> std::pair<value_or_monostate<A>, value_or_monostate<B>> {
-        return {take(a_), take(b_)};
-    }
+    auto await_resume() -> std::pair<value_or_monostate<A>, value_or_monostate<B>> { return {take(a_), take(b_)}; }
 
 private:
     auto finished(std::coroutine_handle<> done, std::exception_ptr) noexcept -> std::coroutine_handle<> override {
@@ -141,8 +141,10 @@ private:
     }
     template <class T>
     static auto take(task<T>& t) -> value_or_monostate<T> {
-        if constexpr (std::is_void_v<T>) return t.result(), std::monostate{};
-        else return t.result();
+        if constexpr (std::is_void_v<T>)
+            return t.result(), std::monostate{};
+        else
+            return t.result();
     }
 
     task<A> a_;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// task<T>: a lazy coroutine. It starts when awaited, resumes its awaiter by symmetric transfer when it ends, and takes its
-// frame from the thread's frame_pool.
+// task<T>: a lazy coroutine. It starts when awaited, resumes its awaiter by symmetric transfer when it ends, and takes
+// its frame from the thread's frame_pool.
 #pragma once
 
 #include "copipe/async/executor.hpp"
@@ -15,14 +15,14 @@
 
 namespace copipe {
 
-/// What a copipe coroutine can `co_await`: besides another task, any type whose `await_suspend` takes the awaiting handle
-/// and its environment. `await_suspend` returns void, bool or the handle to run next, with their usual meaning; the
-/// coroutine counts as suspended (and gives its turn to a partner) in the first two cases.
+/// What a copipe coroutine can `co_await`: besides another task, any type whose `await_suspend` takes the awaiting
+/// handle and its environment. `await_suspend` returns void, bool or the handle to run next, with their usual meaning;
+/// the coroutine counts as suspended (and gives its turn to a partner) in the first two cases.
 ///
 ///     struct my_event {
 ///         auto await_ready() const noexcept -> bool;
-///         void await_suspend(std::coroutine_handle<> self, copipe::environment const* env);   // later: env->exec->post(...)
-///         auto await_resume() -> int;
+///         void await_suspend(std::coroutine_handle<> self, copipe::environment const* env);   // later:
+///         env->exec->post(...) auto await_resume() -> int;
 ///     };
 template <class A>
 concept awaitable = requires(A& a, std::coroutine_handle<> self, environment const* env) {
@@ -35,7 +35,8 @@ concept awaitable = requires(A& a, std::coroutine_handle<> self, environment con
 class task_owner {
 public:
     /// Called once, when the coroutine is suspended at its end: may destroy the task; returns whom to run next.
-    virtual auto finished(std::coroutine_handle<> task, std::exception_ptr failure) noexcept -> std::coroutine_handle<> = 0;
+    virtual auto finished(std::coroutine_handle<> task, std::exception_ptr failure) noexcept
+        -> std::coroutine_handle<> = 0;
 
 protected:
     ~task_owner() = default;
@@ -58,7 +59,8 @@ public:
     struct final_awaiter {
         [[nodiscard]] static constexpr auto await_ready() noexcept -> bool { return false; }
         template <class Promise>
-        [[nodiscard]] static auto await_suspend(std::coroutine_handle<Promise> self) noexcept -> std::coroutine_handle<> {
+        [[nodiscard]] static auto await_suspend(std::coroutine_handle<Promise> self) noexcept
+            -> std::coroutine_handle<> {
             promise_base& promise = self.promise();
             return promise.owner ? promise.owner->finished(self, promise.failure) : promise.continuation;
         }
@@ -93,14 +95,13 @@ public:
 
     template <class A>
         requires awaitable<std::remove_reference_t<A>>
-    [[nodiscard]] auto await_transform(A&& a) noexcept {
-        return adapted<std::remove_reference_t<A>>{a, env};
-    }
+    [[nodiscard]] auto await_transform(A&& a) noexcept { return adapted<std::remove_reference_t<A>>{a, env}; }
     template <class A>
         requires(!awaitable<std::remove_reference_t<A>>)
     void await_transform(A&&) const {
-        static_assert(sizeof(A) == 0, "this cannot be awaited in a copipe::task: await a task, a copipe awaitable, or an Asio "
-                                      "operation with the completion token copipe::use_task");
+        static_assert(sizeof(A) == 0,
+                      "this cannot be awaited in a copipe::task: await a task, a copipe awaitable, or an Asio "
+                      "operation with the completion token copipe::use_task");
     }
 };
 
@@ -110,9 +111,7 @@ public:
     auto get_return_object() noexcept -> task<T>;
     template <class U = T>
         requires std::is_constructible_v<T, U&&>
-    void return_value(U&& value) {
-        value_.emplace(std::forward<U>(value));
-    }
+    void return_value(U&& value) { value_.emplace(std::forward<U>(value)); }
     [[nodiscard]] auto result() -> T {
         if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
         return *std::move(value_);
@@ -134,9 +133,9 @@ public:
 
 /// A lazy coroutine that yields a T or throws.
 ///
-/// Lifetime: a task is either never started, or run to its end, before it is destroyed; arguments taken by reference must
-/// outlive it. It runs on the executor of whoever awaits it. Cancelling never destroys a suspended task: its current await
-/// throws `cancelled`, and it unwinds like on any exception.
+/// Lifetime: a task is either never started, or run to its end, before it is destroyed; arguments taken by reference
+/// must outlive it. It runs on the executor of whoever awaits it. Cancelling never destroys a suspended task: its
+/// current await throws `cancelled`, and it unwinds like on any exception.
 template <class T = void>
 class [[nodiscard("a task does nothing until it is awaited")]] task {
 public:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The coroutines that wait for one condition of their own rank, and the simplest conditions: a one-shot event, a counter
-// that only grows, and a turnstile. All are for one executor's thread; a channel is what crosses threads.
+// The coroutines that wait for one condition of their own rank, and the simplest conditions: a one-shot event, a
+// counter that only grows, and a turnstile. All are for one executor's thread; a channel is what crosses threads.
 #pragma once
 
 #include "copipe/async/executor.hpp"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Stream-ordered memory of the host device: freed blocks are kept in size classes and handed out again without asking the
-// operating system, and what is handed out is counted.
+// Stream-ordered memory of the host device: freed blocks are kept in size classes and handed out again without asking
+// the operating system, and what is handed out is counted.
 #pragma once
 
 #include <algorithm>
@@ -19,8 +19,8 @@ struct memory_ledger {
     std::size_t peak = 0;
 };
 
-/// Blocks of at least 256 bytes, 64-byte aligned, in eight size classes per doubling (at most 12.5 % is wasted). For the
-/// rank's thread only. Returns its memory when destroyed; all blocks must have come back by then.
+/// Blocks of at least 256 bytes, 64-byte aligned, in eight size classes per doubling (at most 12.5 % is wasted). For
+/// the rank's thread only. Returns its memory when destroyed; all blocks must have come back by then.
 class host_memory final : public std::pmr::memory_resource {
 public:
     explicit host_memory(memory_ledger& ledger) noexcept : ledger_(&ledger) {}
@@ -42,7 +42,8 @@ private:
     };
     static constexpr auto classify(std::size_t bytes) noexcept -> size_class {
         std::size_t const wanted = std::max(bytes, std::size_t{1} << smallest_log2);
-        std::size_t const step_log2 = static_cast<std::size_t>(std::bit_width(wanted - 1)) - 1 - 3 + (wanted == 256 ? 1 : 0);
+        std::size_t const step_log2 =
+            static_cast<std::size_t>(std::bit_width(wanted - 1)) - 1 - 3 + (wanted == 256 ? 1 : 0);
         std::size_t const steps = (wanted + (std::size_t{1} << step_log2) - 1) >> step_log2;
         return {.index = (step_log2 - (smallest_log2 - 3)) * 8 + steps - 8, .bytes = steps << step_log2};
     }

@@ -43,7 +43,9 @@ class host_event {
 public:
     host_event() = default;
     host_event(host_event&& other) noexcept
-        : stream_(std::exchange(other.stream_, nullptr)), launches_(other.launches_), stamp_(std::exchange(other.stamp_, nullptr)) {}
+        : stream_(std::exchange(other.stream_, nullptr)),
+          launches_(other.launches_),
+          stamp_(std::exchange(other.stamp_, nullptr)) {}
     auto operator=(host_event&& other) noexcept -> host_event& {
         std::swap(stream_, other.stream_);
         std::swap(launches_, other.launches_);
@@ -88,9 +90,9 @@ enum class host_execution : bool { worker_thread, inline_ };
 
 /// A FIFO of launches. One host thread enqueues (the rank's); a full queue of 256 launches blocks it, as CUDA does.
 ///
-/// `launch(f)` enqueues any trivially destructible callable of at most 240 bytes: it must capture pointers and sizes, never
-/// tensors, as a CUDA kernel would. If it throws, later launches are skipped until the failure has been reported: by `check` of
-/// a later event, or by `synchronize`.
+/// `launch(f)` enqueues any trivially destructible callable of at most 240 bytes: it must capture pointers and sizes,
+/// never tensors, as a CUDA kernel would. If it throws, later launches are skipped until the failure has been reported:
+/// by `check` of a later event, or by `synchronize`.
 class host_stream {
 public:
     using event = host_event;
@@ -212,8 +214,10 @@ private:
         std::scoped_lock const lock{mutex_};
         std::size_t kept = 0;
         for (auto& each : waiters_) {
-            if (each.launches <= completed) each.who->env->exec->wake(*each.who);
-            else waiters_[kept++] = each;
+            if (each.launches <= completed)
+                each.who->env->exec->wake(*each.who);
+            else
+                waiters_[kept++] = each;
         }
         waiters_.resize(kept);
         waiting_.store(kept != 0, std::memory_order_seq_cst);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The device model in virtual time: the engine's own coroutines, thousands of ranks in one thread, no work done and none waited
-// for. Streams know when their work will end the moment it is enqueued, because they only wait for events already recorded.
+// The device model in virtual time: the engine's own coroutines, thousands of ranks in one thread, no work done and
+// none waited for. Streams know when their work will end the moment it is enqueued, because they only wait for events
+// already recorded.
 #pragma once
 
 #include "copipe/device/device.hpp"
@@ -28,7 +29,8 @@ public:
     using error::error;
 };
 
-/// The executor of all simulated ranks and their clock. Idle time does not pass: the clock jumps to the next completion.
+/// The executor of all simulated ranks and their clock. Idle time does not pass: the clock jumps to the next
+/// completion.
 class simulation final : public executor {
 public:
     [[nodiscard]] auto now() const noexcept -> double { return now_; }
@@ -36,8 +38,9 @@ public:
     /// Wakes a waiter at a moment of virtual time.
     void wake_at(double time, waiter& w) { agenda_.push({time, order_++, &w}); }
 
-    /// What to do when nothing can run and nothing is under way, for instance to abort the transport so that every await ends.
-    /// It must make something ready. Without it, idle() throws deadlock_error and coroutines are left suspended.
+    /// What to do when nothing can run and nothing is under way, for instance to abort the transport so that every
+    /// await ends. It must make something ready. Without it, idle() throws deadlock_error and coroutines are left
+    /// suspended.
     void on_deadlock(std::function<void()> resolve) { resolve_ = std::move(resolve); }
 
 private:
@@ -45,7 +48,8 @@ private:
         double time;
         std::uint64_t order;
         waiter* who;
-        [[nodiscard]] auto operator<(appointment const& other) const noexcept -> bool { // std::priority_queue's top is the largest
+        [[nodiscard]] auto operator<(appointment const& other) const noexcept
+            -> bool { // std::priority_queue's top is the largest
             return time != other.time ? time > other.time : order > other.order;
         }
     };
@@ -75,9 +79,10 @@ private:
 struct simulated_behaviour {
     double latency = 0;          ///< of a message to arrive here
     double seconds_per_byte = 0; ///< that a message keeps its link busy
-    std::function<double(double start, double seconds)> stretch{}; ///< what a launch of `seconds` at `start` really takes: slowness,
-                                                                   ///< throttling, jitter; as given if left out
-    double fails_at = std::numeric_limits<double>::infinity();     ///< launches that would end later than this throw
+    std::function<double(double start, double seconds)>
+        stretch{}; ///< what a launch of `seconds` at `start` really takes: slowness,
+                   ///< throttling, jitter; as given if left out
+    double fails_at = std::numeric_limits<double>::infinity(); ///< launches that would end later than this throw
 };
 
 class simulated_stream;
@@ -127,13 +132,16 @@ private:
         return this;
     }
     void do_deallocate(void*, std::size_t bytes, std::size_t) override { in_use_ -= bytes; }
-    [[nodiscard]] auto do_is_equal(std::pmr::memory_resource const& other) const noexcept -> bool override { return this == &other; }
+    [[nodiscard]] auto do_is_equal(std::pmr::memory_resource const& other) const noexcept -> bool override {
+        return this == &other;
+    }
 
     std::size_t in_use_ = 0;
     std::size_t peak_ = 0;
 };
 
-/// A stream as the time at which all its work will have ended. A link's copies take its bandwidth, and arrive its latency later.
+/// A stream as the time at which all its work will have ended. A link's copies take its bandwidth, and arrive its
+/// latency later.
 class simulated_stream {
 public:
     using event = simulated_event;
@@ -157,7 +165,8 @@ public:
         return {this, tail_ + (link_ ? how_->latency : 0)};
     }
     void wait(simulated_event const& e) noexcept { tail_ = std::max(tail_, e.time_); }
-    /// The host cannot wait in virtual time outside a coroutine; what was enqueued has an end already. Throws what failed.
+    /// The host cannot wait in virtual time outside a coroutine; what was enqueued has an end already. Throws what
+    /// failed.
     void synchronize() {
         if (std::exchange(failed_, false)) fail();
     }
@@ -198,7 +207,9 @@ public:
     [[nodiscard]] auto open_stream(std::string_view) -> simulated_stream& {
         return streams_.emplace_back(*clock_, how_, memory_, false);
     }
-    [[nodiscard]] auto open_link(int) -> simulated_stream& { return streams_.emplace_back(*clock_, how_, memory_, true); }
+    [[nodiscard]] auto open_link(int) -> simulated_stream& {
+        return streams_.emplace_back(*clock_, how_, memory_, true);
+    }
     [[nodiscard]] auto now() const noexcept -> double { return clock_->now(); }
     [[nodiscard]] auto memory_in_use() const noexcept -> std::size_t { return memory_.in_use(); }
     [[nodiscard]] auto peak_memory() const noexcept -> std::size_t { return memory_.peak(); }

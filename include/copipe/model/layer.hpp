@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What copipe asks of a layer, and its type-erased form. Forward, input gradient and weight gradient are separate, because
-// zero-bubble schedules run them at different times.
+// What copipe asks of a layer, and its type-erased form. Forward, input gradient and weight gradient are separate,
+// because zero-bubble schedules run them at different times.
 #pragma once
 
 #include "copipe/async/task.hpp"
@@ -44,9 +44,9 @@ struct context {
     [[nodiscard]] auto make(extents const& sizes, dtype type = dtype::f32) const -> tensor {
         return tensor{*stream.memory(), sizes, type};
     }
-    /// The stream-ordered await: later work of this chunk runs after `e`; inside an overlapped pair the partner chunk goes first.
+    /// The stream-ordered await: later work of this chunk runs after `e`; inside an overlapped pair the partner chunk
+    /// goes first.
     [[nodiscard]] auto follow(typename Device::event const& e) const -> following { return {&stream, &e}; }
-
 };
 
 template <class R, class T>
@@ -55,19 +55,20 @@ concept now_or_later = std::same_as<R, T> || std::same_as<R, task<T>>;
 /// A layer of a model.
 ///
 ///     struct layer {
-///         struct saved { copipe::tensor x, dy; };                        // what one micro-batch keeps from F to B or W
-///         auto parameters() -> std::array<copipe::parameter*, 2>;        // may be left out if there are none
-///         auto forward(context& c, tensor x, saved& s) -> tensor;        // returns y
-///         auto backward_input(context& c, tensor dy, saved& s) -> tensor;  // returns dx (empty if x is the model's input)
-///         void backward_weight(context& c, saved& s);                    // adds to the gradients; left out with parameters
+///         struct saved { copipe::tensor x, dy; };                        // what one micro-batch keeps from F to B or
+///         W auto parameters() -> std::array<copipe::parameter*, 2>;        // may be left out if there are none auto
+///         forward(context& c, tensor x, saved& s) -> tensor;        // returns y auto backward_input(context& c,
+///         tensor dy, saved& s) -> tensor;  // returns dx (empty if x is the model's input) void
+///         backward_weight(context& c, saved& s);                    // adds to the gradients; left out with parameters
 ///     };
 ///
-/// Each of the three may instead be a coroutine (`task<tensor>`, `task<>`) that awaits, for instance, its own communication.
-/// All enqueue their work on `c.stream` and return without waiting for it. `backward_input` may run long before
-/// `backward_weight`: it saves what the latter needs. The first layer of a model gets the dataset's input; the last one returns
-/// the loss of the micro-batch, one float, reads `c.target`, and starts the backward (its `dy` is empty) scaled by `c.scale`.
-/// `saved` is default-constructed, and reset after `backward_weight`, or after `forward` in evaluation. Copying a layer copies
-/// its declaration. A rank's layers are used by its thread only. Placement must not show in the numbers.
+/// Each of the three may instead be a coroutine (`task<tensor>`, `task<>`) that awaits, for instance, its own
+/// communication. All enqueue their work on `c.stream` and return without waiting for it. `backward_input` may run long
+/// before `backward_weight`: it saves what the latter needs. The first layer of a model gets the dataset's input; the
+/// last one returns the loss of the micro-batch, one float, reads `c.target`, and starts the backward (its `dy` is
+/// empty) scaled by `c.scale`. `saved` is default-constructed, and reset after `backward_weight`, or after `forward` in
+/// evaluation. Copying a layer copies its declaration. A rank's layers are used by its thread only. Placement must not
+/// show in the numbers.
 template <class L, class D>
 concept layer = device<D> && std::copy_constructible<L> && std::default_initializable<typename L::saved> &&
                 requires(L& l, context<D>& c, tensor x, typename L::saved& s) {
@@ -136,7 +137,8 @@ private:
                 co_return co_await self.backward_input(c, std::move(dy), slots[slot]);
             }
         }
-        auto backward_weight([[maybe_unused]] context<Device>& c, [[maybe_unused]] std::size_t slot) -> task<> override {
+        auto backward_weight([[maybe_unused]] context<Device>& c, [[maybe_unused]] std::size_t slot)
+            -> task<> override {
             if constexpr (requires { self.backward_weight(c, slots[slot]); }) {
                 if constexpr (std::is_void_v<decltype(self.backward_weight(c, slots[slot]))>) {
                     self.backward_weight(c, slots[slot]);
@@ -152,8 +154,8 @@ private:
     std::unique_ptr<interface> self_;
 };
 
-/// How a model is written down: layers by value, in order, copied to whichever ranks hold them. Building it allocates no
-/// parameters.
+/// How a model is written down: layers by value, in order, copied to whichever ranks hold them. Building it allocates
+/// no parameters.
 template <device Device>
 class model {
 public:

@@ -13,8 +13,8 @@
 
 namespace copipe {
 
-/// Numbers that depend only on (seed, stream, index): the same on every rank and under every partition. SplitMix64 of a counter
-/// (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
+/// Numbers that depend only on (seed, stream, index): the same on every rank and under every partition. SplitMix64 of a
+/// counter (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
 class counter_random {
 public:
     constexpr counter_random(std::uint64_t seed, std::uint64_t stream) noexcept : key_(mix(seed ^ mix(stream))) {}
@@ -48,11 +48,12 @@ struct initial {
 [[nodiscard]] constexpr auto constant(double value) noexcept -> initial { return {.mean = value}; }
 [[nodiscard]] constexpr auto normal(double deviation) noexcept -> initial { return {.deviation = deviation}; }
 
-/// A layer's parameter: 32-bit floats. The layer declares name, sizes and first values; the pipeline gives it memory and draws the
-/// values when the layer is placed on a rank. `backward_weight` adds to `gradient`.
+/// A layer's parameter: 32-bit floats. The layer declares name, sizes and first values; the pipeline gives it memory
+/// and draws the values when the layer is placed on a rank. `backward_weight` adds to `gradient`.
 ///
-/// Parameters of different layers with the same non-empty `tie` are one parameter with several uses (an embedding and its output
-/// head): they start equal, their gradients are summed in layer order before the update, and so they stay equal.
+/// Parameters of different layers with the same non-empty `tie` are one parameter with several uses (an embedding and
+/// its output head): they start equal, their gradients are summed in layer order before the update, and so they stay
+/// equal.
 struct parameter {
     std::string name;
     extents sizes;

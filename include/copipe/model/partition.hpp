@@ -27,7 +27,8 @@ public:
                                   " stages: every stage needs a layer; use more layers or fewer ranks");
         }
         std::vector<int> bounds{0};
-        for (int s = 0; s < stages; ++s) bounds.push_back(bounds.back() + layers / stages + (s < layers % stages ? 1 : 0));
+        for (int s = 0; s < stages; ++s)
+            bounds.push_back(bounds.back() + layers / stages + (s < layers % stages ? 1 : 0));
         return partition{std::move(bounds)};
     }
 
@@ -41,8 +42,8 @@ public:
             }
         }
         if (bounds.back() != layers) {
-            throw partition_error("the partition ends at layer " + std::to_string(bounds.back()) + " but the model has " +
-                                  std::to_string(layers) + " layers");
+            throw partition_error("the partition ends at layer " + std::to_string(bounds.back()) +
+                                  " but the model has " + std::to_string(layers) + " layers");
         }
         return partition{std::move(bounds)};
     }

@@ -13,9 +13,10 @@
 
 namespace copipe {
 
-/// Draws the first values of a parameter. They depend on the seed, the layer's number in the model and the parameter's place in
-/// it (or, if tied, on the tie alone), never on the rank or the partition.
-inline void draw(parameter const& p, std::uint64_t seed, std::size_t layer, std::size_t index, std::vector<float>& values) {
+/// Draws the first values of a parameter. They depend on the seed, the layer's number in the model and the parameter's
+/// place in it (or, if tied, on the tie alone), never on the rank or the partition.
+inline void draw(parameter const& p, std::uint64_t seed, std::size_t layer, std::size_t index,
+                 std::vector<float>& values) {
     std::uint64_t name = (layer << 16U) + index;
     if (!p.tie.empty()) {
         name = 0xcbf29ce484222325ULL; // FNV-1a
@@ -33,8 +34,8 @@ inline void draw(parameter const& p, std::uint64_t seed, std::size_t layer, std:
 template <device Device>
 class stage {
 public:
-    /// Builds the layers and their parameters on `stream`'s device and draws first values from `seed`; `micro_batches` may be in
-    /// flight at once.
+    /// Builds the layers and their parameters on `stream`'s device and draws first values from `seed`; `micro_batches`
+    /// may be in flight at once.
     stage(model<Device> const& layers, int first, int last, std::size_t micro_batches, std::uint64_t seed,
           typename Device::stream& stream)
         : first_(first) {
@@ -56,7 +57,9 @@ public:
     [[nodiscard]] auto first() const noexcept -> int { return first_; }
     [[nodiscard]] auto size() const noexcept -> int { return static_cast<int>(layers_.size()); }
     /// Layer `number` of the model; it must be one of this stage's.
-    [[nodiscard]] auto layer_at(int number) -> any_layer<Device>& { return layers_.at(static_cast<std::size_t>(number - first_)); }
+    [[nodiscard]] auto layer_at(int number) -> any_layer<Device>& {
+        return layers_.at(static_cast<std::size_t>(number - first_));
+    }
     [[nodiscard]] auto layers() noexcept -> std::vector<any_layer<Device>>& { return layers_; }
 
     [[nodiscard]] auto forward(context<Device>& c, std::size_t slot, tensor x) -> task<tensor> {

@@ -62,9 +62,9 @@ private:
     return text + "]";
 }
 
-/// A reference to a block of device memory with a shape. Copies share the block; the last one returns it to the memory it came
-/// from, ordered on that memory's stream (see device_stream). For the thread of the rank it belongs to: launched work takes
-/// `data<T>()`, never the tensor. The contents of a new tensor are undefined.
+/// A reference to a block of device memory with a shape. Copies share the block; the last one returns it to the memory
+/// it came from, ordered on that memory's stream (see device_stream). For the thread of the rank it belongs to:
+/// launched work takes `data<T>()`, never the tensor. The contents of a new tensor are undefined.
 class tensor {
 public:
     tensor() = default;

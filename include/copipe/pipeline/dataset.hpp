@@ -42,11 +42,14 @@ private:
 /// A source of numbered micro-batches.
 ///
 /// - `data.size()`: micro-batches in one epoch, at least 1.
-/// - `data.load(index, input, target)`: fills both arrays with micro-batch `index`, which counts on from 0 over all epochs
-///   (epoch index / size()). The same index always gives the same numbers; shapes may differ from one index to the next.
-///   Called by several ranks' threads at once: the first stage wants the input, the last one the target.
-/// - optional `data.weight(index)`: what the micro-batch counts for in the step's mean loss, for instance its number of targets;
-///   1 if left out. A step's loss is the weighted mean of its micro-batches' losses, as in a trainer without a pipeline.
+/// - `data.load(index, input, target)`: fills both arrays with micro-batch `index`, which counts on from 0 over all
+/// epochs
+///   (epoch index / size()). The same index always gives the same numbers; shapes may differ from one index to the
+///   next. Called by several ranks' threads at once: the first stage wants the input, the last one the target.
+/// - optional `data.weight(index)`: what the micro-batch counts for in the step's mean loss, for instance its number of
+/// targets;
+///   1 if left out. A step's loss is the weighted mean of its micro-batches' losses, as in a trainer without a
+///   pipeline.
 template <class D>
 concept dataset = requires(D const& data, std::uint64_t index, host_array& input, host_array& target) {
     { data.size() } -> std::convertible_to<std::uint64_t>;
@@ -58,12 +61,15 @@ class dataset_ref {
 public:
     template <dataset D>
     explicit dataset_ref(D const& data)
-        : data_(&data), load_([](void const* self, std::uint64_t index, host_array& input, host_array& target) {
+        : data_(&data),
+          load_([](void const* self, std::uint64_t index, host_array& input, host_array& target) {
               static_cast<D const*>(self)->load(index, input, target);
           }),
           weight_([]([[maybe_unused]] void const* self, [[maybe_unused]] std::uint64_t index) -> double {
-              if constexpr (requires(D const& d) { d.weight(index); }) return static_cast<D const*>(self)->weight(index);
-              else return 1.0;
+              if constexpr (requires(D const& d) { d.weight(index); })
+                  return static_cast<D const*>(self)->weight(index);
+              else
+                  return 1.0;
           }) {}
 
     void load(std::uint64_t index, host_array& input, host_array& target) const { load_(data_, index, input, target); }

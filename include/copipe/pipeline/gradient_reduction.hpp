@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums the gradients of parameters that exist more than once: DualPipe's two copies of a stage, and tied weights. Every holder
-// adds the same numbers in the same order, so all copies stay equal bit for bit.
+// Sums the gradients of parameters that exist more than once: DualPipe's two copies of a stage, and tied weights. Every
+// holder adds the same numbers in the same order, so all copies stay equal bit for bit.
 #pragma once
 
 #include "copipe/async/scope.hpp"
@@ -24,8 +24,8 @@ struct parameter_use {
     std::size_t index;
 };
 
-/// A distinct parameter of the model and all its copies, in the order in which their gradients are added: direction 0 before
-/// direction 1, and layer by layer within one.
+/// A distinct parameter of the model and all its copies, in the order in which their gradients are added: direction 0
+/// before direction 1, and layer by layer within one.
 struct parameter_group {
     std::string name; ///< "layers.<layer>.<parameter>" of the first use: its name in checkpoints
     std::vector<parameter_use> uses;
@@ -58,7 +58,9 @@ template <device Device>
                     bool const twice = std::any_of(uses.begin(), uses.end(), [&](parameter_use const& use) {
                         return p->tie.empty() && use.stage == stage && use.layer == layer;
                     });
-                    if (twice) throw model_error(name + " is declared twice by its layer: give each parameter a name of its own");
+                    if (twice)
+                        throw model_error(name +
+                                          " is declared twice by its layer: give each parameter a name of its own");
                     uses.push_back({where.rank_of(stage), stage, layer, index++});
                 }
             }
@@ -78,10 +80,12 @@ public:
     [[nodiscard]] auto local(parameter_use const& use) const -> parameter& {
         return *pipeline_->layers_of(use.stage).layer_at(use.layer).parameters()[use.index];
     }
-    [[nodiscard]] auto is_local(parameter_use const& use) const noexcept -> bool { return use.rank == pipeline_->rank(); }
+    [[nodiscard]] auto is_local(parameter_use const& use) const noexcept -> bool {
+        return use.rank == pipeline_->rank();
+    }
 
-    /// Makes every copy's gradient the sum over all copies. Host-ordered only in that messages are handed over; the sums
-    /// themselves are enqueued on the compute stream.
+    /// Makes every copy's gradient the sum over all copies. Host-ordered only in that messages are handed over; the
+    /// sums themselves are enqueued on the compute stream.
     [[nodiscard]] auto sum() -> task<> {
         for (progress_counter& each : taken_) each.reset();
         std::fill(sends_.begin(), sends_.end(), 0);
@@ -131,15 +135,18 @@ private:
     auto send(int to, std::size_t g, std::size_t u) -> task<> {
         tensor const held = local((*groups_)[g].uses[u]).gradient;
         typename Device::event const ready = pipeline_->compute_stream().record();
-        co_await pipeline_->endpoint().send(to, {.identity = identity(g, u), .bytes = held.bytes()}, held.data(), ready);
+        co_await pipeline_->endpoint().send(to, {.identity = identity(g, u), .bytes = held.bytes()}, held.data(),
+                                            ready);
         taken_[g].advance();
     }
 
-    /// Adds up all copies of one gradient; writes the sum back once every peer has taken what it needs of the old value.
+    /// Adds up all copies of one gradient; writes the sum back once every peer has taken what it needs of the old
+    /// value.
     auto add_up(parameter_group const& group, std::size_t g) -> task<> {
         auto& compute = pipeline_->compute_stream();
-        tensor const& any_local = local(*std::find_if(group.uses.begin(), group.uses.end(),
-                                                      [&](auto const& use) { return is_local(use); })).gradient;
+        tensor const& any_local = local(*std::find_if(group.uses.begin(), group.uses.end(), [&](auto const& use) {
+                                      return is_local(use);
+                                  })).gradient;
         tensor const total{*compute.memory(), any_local.sizes()};
         for (std::size_t u = 0; u < group.uses.size(); ++u) {
             parameter_use const& use = group.uses[u];
@@ -153,8 +160,10 @@ private:
                 link.wait(compute.record()); // the block may still be in use by earlier work of the compute stream
                 compute.wait(pipeline_->endpoint().accept(arrived, addend.data(), link, timing::off).end);
             }
-            if (u == 0) compute.copy(total.data(), addend.data(), total.bytes());
-            else compute.add(total.data(), addend.data(), total.count());
+            if (u == 0)
+                compute.copy(total.data(), addend.data(), total.bytes());
+            else
+                compute.add(total.data(), addend.data(), total.count());
         }
         co_await taken_[g].reached(sends_[g]);
         for (parameter_use const& use : group.uses) {

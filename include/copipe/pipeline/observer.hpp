@@ -10,8 +10,9 @@ namespace copipe {
 
 /// Whoever wants to know what each rank did and waited for.
 ///
-/// `o.record(span)` is called once per finished span, on the thread of the rank it names, by several ranks at once; it must be quick
-/// and must not throw. A rank's spans of one kind come in order of time. Seconds are those of the device's clock.
+/// `o.record(span)` is called once per finished span, on the thread of the rank it names, by several ranks at once; it
+/// must be quick and must not throw. A rank's spans of one kind come in order of time. Seconds are those of the
+/// device's clock.
 template <class O>
 concept observer = requires(O& o, span const& measured) {
     { o.record(measured) } noexcept;
@@ -24,7 +25,8 @@ public:
     template <observer O>
         requires(!std::same_as<O, observer_ref>)
     explicit observer_ref(O& listener)
-        : listener_(&listener), record_([](void* self, span const& measured) noexcept { static_cast<O*>(self)->record(measured); }) {}
+        : listener_(&listener),
+          record_([](void* self, span const& measured) noexcept { static_cast<O*>(self)->record(measured); }) {}
 
     [[nodiscard]] explicit operator bool() const noexcept { return listener_ != nullptr; }
     void record(span const& measured) const noexcept {

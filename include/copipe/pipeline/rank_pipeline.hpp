@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The engine: runs one rank's program, every action a coroutine that awaits its input, its turn on the compute stream, its
-// layers, and the taking-over of its output. Knows the order from the schedule and nothing else of it.
+// The engine: runs one rank's program, every action a coroutine that awaits its input, its turn on the compute stream,
+// its layers, and the taking-over of its output. Knows the order from the schedule and nothing else of it.
 #pragma once
 
 #include "copipe/async/scope.hpp"
@@ -25,10 +25,14 @@ namespace copipe {
 /// A chunk failed: an exception from a layer, from the dataset, or from work that a layer had launched.
 class chunk_error : public error {
 public:
-    chunk_error(int at_rank, chunk const& failed, int step_micro_batch, std::exception_ptr why, std::string const& reason)
+    chunk_error(int at_rank, chunk const& failed, int step_micro_batch, std::exception_ptr why,
+                std::string const& reason)
         : error("rank " + std::to_string(at_rank) + ", stage " + std::to_string(failed.stage) + ", micro-batch " +
                 std::to_string(step_micro_batch) + ", " + std::string(name(kind_of(failed.what))) + ": " + reason),
-          rank(at_rank), what_failed(failed), micro_batch(step_micro_batch), cause(std::move(why)) {}
+          rank(at_rank),
+          what_failed(failed),
+          micro_batch(step_micro_batch),
+          cause(std::move(why)) {}
 
     int rank;
     chunk what_failed;
@@ -36,7 +40,8 @@ public:
     std::exception_ptr cause;
 };
 
-/// The model contradicts itself: two parameters of a layer share a name, tied ones differ in size, a layer returns no tensor.
+/// The model contradicts itself: two parameters of a layer share a name, tied ones differ in size, a layer returns no
+/// tensor.
 class model_error : public error {
 public:
     using error::error;
@@ -59,11 +64,17 @@ public:
 
     rank_pipeline(step_plan const& plan, partition const& cut, model<Device> const& layers, int rank, Device& dev,
                   Endpoint endpoint, pipeline_options const& options)
-        : plan_(&plan), rank_(rank), device_(&dev), endpoint_(std::move(endpoint)), options_(options),
-          compute_(&dev.open_stream("compute")), links_(static_cast<std::size_t>(plan.where.ranks)),
+        : plan_(&plan),
+          rank_(rank),
+          device_(&dev),
+          endpoint_(std::move(endpoint)),
+          options_(options),
+          compute_(&dev.open_stream("compute")),
+          links_(static_cast<std::size_t>(plan.where.ranks)),
           flights_(std::max<std::size_t>(options.lookahead, 1)),
           posted_(std::max(plan.training[own()].incoming.size(), plan.evaluation[own()].incoming.size())),
-          losses_(static_cast<std::size_t>(plan.micro_batches)), weights_(losses_.size()) {
+          losses_(static_cast<std::size_t>(plan.micro_batches)),
+          weights_(losses_.size()) {
         auto const per_stage = static_cast<std::size_t>(plan.where.micro_batches_per_stage(plan.micro_batches));
         for (int number : plan.where.stages_of(rank)) {
             int const part = plan.where.model_stage(number);
@@ -76,20 +87,22 @@ public:
         }
     }
 
-    /// Runs one step over the batch: accumulates gradients when training, forwards only in evaluation. Afterwards `losses()`
-    /// are known. Throws chunk_error, or peer_failed when another rank did; `recover` must then be called, on all ranks,
-    /// before the next step.
+    /// Runs one step over the batch: accumulates gradients when training, forwards only in evaluation. Afterwards
+    /// `losses()` are known. Throws chunk_error, or peer_failed when another rank did; `recover` must then be called,
+    /// on all ranks, before the next step.
     [[nodiscard]] auto run(batch const& from, bool training) -> task<> {
         begin(from, training);
         rank_program const& steps = training ? plan_->training[own()] : plan_->evaluation[own()];
         scope chunks{co_await this_environment{}};
-        for (std::size_t i = 0; i < steps.incoming.size(); ++i) chunks.spawn(receive_all(steps.incoming[i], posted_[i]));
+        for (std::size_t i = 0; i < steps.incoming.size(); ++i)
+            chunks.spawn(receive_all(steps.incoming[i], posted_[i]));
         chunks.spawn(issue(steps, chunks));
         co_await chunks.join();
         for (local_stage& each : stages_) collect_losses(each);
     }
 
-    /// This rank's share of the step's loss, by micro-batch of the step: weighted loss where this rank computed it, else 0.
+    /// This rank's share of the step's loss, by micro-batch of the step: weighted loss where this rank computed it,
+    /// else 0.
     [[nodiscard]] auto losses() noexcept -> std::vector<double>& { return losses_; }
 
     /// Makes the rank ready for another step after a failed one. Waits for the device. All ranks have ended their step.
@@ -258,7 +271,8 @@ private:
                 if (input_of(each, plan_->where)) co_await input_of_chunk(each).handed_over.wait();
             }
             co_await turns_.turn(ticket);
-            for (chunk const& each : pieces) compute_->wait(input_of_chunk(each).moved.end); // a pair starts with both its inputs
+            for (chunk const& each : pieces)
+                compute_->wait(input_of_chunk(each).moved.end); // a pair starts with both its inputs
             if (own.what.overlapped()) {
                 co_await alternate(compute(pieces[0], own.halves[0]), compute(pieces[1], own.halves[1]));
             } else {
@@ -292,8 +306,11 @@ private:
             stage<Device>& layers = stage_at(c.stage).layers;
             bool const last = plan_->where.is_last(c.stage);
             auto const micro_batch = static_cast<std::size_t>(step_micro_batch(c));
-            context<Device> work{.stream = *compute_, .micro_batch = static_cast<std::int64_t>(micro_batch),
-                                 .training = training_, .target = {}, .scale = static_cast<float>(weights_[micro_batch])};
+            context<Device> work{.stream = *compute_,
+                                 .micro_batch = static_cast<std::int64_t>(micro_batch),
+                                 .training = training_,
+                                 .target = {},
+                                 .scale = static_cast<float>(weights_[micro_batch])};
             arrival& from = input_of_chunk(c);
             own.start = compute_->record(measured());
             if (c.what == op::forward) {
@@ -408,9 +425,9 @@ private:
             report(span_kind::receive, wait_reason::none, pieces[i], from.moved.start.time(), from.moved.end.time());
         }
         if (start > last_end_) {
-            wait_reason const why = arrived > last_end_       ? wait_reason::input
-                                    : done.held_by_window     ? wait_reason::memory
-                                                              : wait_reason::host;
+            wait_reason const why = arrived > last_end_   ? wait_reason::input
+                                    : done.held_by_window ? wait_reason::memory
+                                                          : wait_reason::host;
             report(span_kind::wait, why, pieces[0], last_end_, start);
         }
         for (std::size_t i = 0; i < pieces.size(); ++i) {
@@ -422,7 +439,8 @@ private:
     }
 
     void report(span_kind kind, wait_reason reason, chunk const& c, double start, double end) const {
-        options_.listener.record({.start = start, .end = end, .what = c, .rank = rank_, .kind = kind, .reason = reason});
+        options_.listener.record(
+            {.start = start, .end = end, .what = c, .rank = rank_, .kind = kind, .reason = reason});
     }
 
     /// Rethrows the exception in flight with the place where it happened.

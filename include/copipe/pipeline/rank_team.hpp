@@ -31,7 +31,8 @@ public:
     explicit rank_team(int ranks, rank_threads threads = rank_threads::one_each) : ranks_(ranks), threads_(threads) {
         for (int i = 0; i < (threads == rank_threads::one_each ? ranks : 1); ++i) members_.emplace_back();
         if (threads == rank_threads::calling_thread) return;
-        for (member& each : members_) each.thread = std::thread([&each] { each.exec.run_until([&each] { return each.leaving; }); });
+        for (member& each : members_)
+            each.thread = std::thread([&each] { each.exec.run_until([&each] { return each.leaving; }); });
     }
     rank_team(rank_team const&) = delete;
     auto operator=(rank_team const&) -> rank_team& = delete;
@@ -47,8 +48,8 @@ public:
     /// The executor of a rank.
     [[nodiscard]] auto exec(int rank) noexcept -> asio_executor& { return member_of(rank).exec; }
 
-    /// Runs `make(rank)` for every rank and waits until all have ended. Throws the failure that came first in cause: one that
-    /// is not merely the echo of another rank's (peer_failed) or of a sibling's (cancelled).
+    /// Runs `make(rank)` for every rank and waits until all have ended. Throws the failure that came first in cause:
+    /// one that is not merely the echo of another rank's (peer_failed) or of a sibling's (cancelled).
     template <class Make>
         requires std::is_invocable_r_v<task<>, Make&, int>
     void run(Make make) {
@@ -74,7 +75,8 @@ private:
     };
 
     struct root final : task_owner {
-        root(task<> made, executor& exec, std::latch& latch) : body(std::move(made)), env{.exec = &exec}, ended(&latch) {
+        root(task<> made, executor& exec, std::latch& latch)
+            : body(std::move(made)), env{.exec = &exec}, ended(&latch) {
             start.handle = body.prepare(*this, env);
         }
         auto finished(std::coroutine_handle<>, std::exception_ptr why) noexcept -> std::coroutine_handle<> override {

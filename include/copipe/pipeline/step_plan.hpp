@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A policy's programs, verified and made ready to run: for every rank its actions, the messages to expect, and when each
-// receive must have been posted.
+// A policy's programs, verified and made ready to run: for every rank its actions, the messages to expect, and when
+// each receive must have been posted.
 #pragma once
 
 #include "copipe/schedule/messages.hpp"
@@ -37,9 +37,10 @@ struct step_plan {
 };
 
 /// Makes one rank's program ready from the programs of all.
-[[nodiscard]] inline auto rank_program_of(std::vector<program> const& all, placement const& where, int rank, int per_stage)
-    -> rank_program {
-    rank_program own{.actions = all[static_cast<std::size_t>(rank)], .incoming = incoming(all, where, rank), .needs = {}};
+[[nodiscard]] inline auto rank_program_of(std::vector<program> const& all, placement const& where, int rank,
+                                          int per_stage) -> rank_program {
+    rank_program own{
+        .actions = all[static_cast<std::size_t>(rank)], .incoming = incoming(all, where, rank), .needs = {}};
     auto const place = [&](message const& m) { // by the receiving stage among this rank's, direction and micro-batch
         int k = 0;
         while (where.stage_of(rank, k) != m.to_stage) ++k;
@@ -61,7 +62,8 @@ struct step_plan {
     return own;
 }
 
-/// Plans and verifies a step. Throws shape_error if the policy cannot run the shape, schedule_error if its programs are wrong.
+/// Plans and verifies a step. Throws shape_error if the policy cannot run the shape, schedule_error if its programs are
+/// wrong.
 template <schedule_policy Policy>
 [[nodiscard]] auto plan_step(Policy const& policy, shape size) -> step_plan {
     std::vector<program> trained = programs(policy, size);

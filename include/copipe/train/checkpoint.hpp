@@ -19,19 +19,20 @@ namespace copipe {
 /// A safetensors file is sound, but not a checkpoint of this model.
 class checkpoint_error : public error {
 public:
-    checkpoint_error(std::string const& in_file, std::string const& why)
-        : error(in_file + ": " + why), file(in_file) {}
+    checkpoint_error(std::string const& in_file, std::string const& why) : error(in_file + ": " + why), file(in_file) {}
     std::string file;
 };
 
-/// Where training stands: steps trained and micro-batches of the dataset consumed. In a file, the metadata `copipe.step`,
-/// `copipe.position` and `copipe.format` = 1.
+/// Where training stands: steps trained and micro-batches of the dataset consumed. In a file, the metadata
+/// `copipe.step`, `copipe.position` and `copipe.format` = 1.
 struct training_position {
     std::uint64_t step = 0;
     std::uint64_t position = 0;
 
     [[nodiscard]] auto metadata() const -> std::map<std::string, std::string> {
-        return {{"copipe.format", "1"}, {"copipe.step", std::to_string(step)}, {"copipe.position", std::to_string(position)}};
+        return {{"copipe.format", "1"},
+                {"copipe.step", std::to_string(step)},
+                {"copipe.position", std::to_string(position)}};
     }
 
     /// Throws checkpoint_error if copipe did not write the file.
@@ -42,12 +43,15 @@ struct training_position {
             std::uint64_t value = 0;
             auto const [end, failed] = std::from_chars(text.data(), text.data() + text.size(), value);
             if (failed != std::errc{} || end != text.data() + text.size()) {
-                throw checkpoint_error(file.path(), std::string("is a safetensors file but not a checkpoint of copipe: its metadata has no ") + key);
+                throw checkpoint_error(
+                    file.path(),
+                    std::string("is a safetensors file but not a checkpoint of copipe: its metadata has no ") + key);
             }
             return value;
         };
         if (std::uint64_t const format = number("copipe.format"); format != 1) {
-            throw checkpoint_error(file.path(), "was written by a newer copipe (format " + std::to_string(format) + ", this one reads 1)");
+            throw checkpoint_error(file.path(), "was written by a newer copipe (format " + std::to_string(format) +
+                                                    ", this one reads 1)");
         }
         return {.step = number("copipe.step"), .position = number("copipe.position")};
     }
@@ -59,12 +63,14 @@ struct training_position {
     tensor_entry const* const found = file.find(name);
     if (!found) throw checkpoint_error(file.path(), "has no tensor " + name + ": it belongs to another model");
     bool same = found->dtype == name_of(dtype::f32) && found->shape.size() == sizes.rank();
-    for (std::size_t i = 0; same && i < sizes.rank(); ++i) same = found->shape[i] == static_cast<std::uint64_t>(sizes[i]);
+    for (std::size_t i = 0; same && i < sizes.rank(); ++i)
+        same = found->shape[i] == static_cast<std::uint64_t>(sizes[i]);
     if (same) return *found;
     std::string shape = "[";
     for (auto const size : found->shape) shape += (shape.size() > 1 ? ", " : "") + std::to_string(size);
-    throw checkpoint_error(file.path(), "tensor " + name + " is " + found->dtype + " " + shape + "], the model has F32 " +
-                                            to_string(sizes) + ": it belongs to a model of another size");
+    throw checkpoint_error(file.path(), "tensor " + name + " is " + found->dtype + " " + shape +
+                                            "], the model has F32 " + to_string(sizes) +
+                                            ": it belongs to a model of another size");
 }
 
 } // namespace copipe

@@ -26,10 +26,11 @@ struct layer_profile {
     std::size_t parameter_bytes = 0; ///< values alone
 };
 
-/// Runs micro-batch 0 through all layers on one device, `repeats` times after a warm-up, and takes the fastest of each. The device
-/// must hold the whole model once. Throws what a layer throws.
+/// Runs micro-batch 0 through all layers on one device, `repeats` times after a warm-up, and takes the fastest of each.
+/// The device must hold the whole model once. Throws what a layer throws.
 template <device Device, dataset Data>
-[[nodiscard]] auto profile_layers(model<Device> const& layers, Data const& data, int repeats = 3) -> std::vector<layer_profile> {
+[[nodiscard]] auto profile_layers(model<Device> const& layers, Data const& data, int repeats = 3)
+    -> std::vector<layer_profile> {
     Device dev;
     auto& stream = dev.open_stream("profile");
     stage<Device> all{layers, 0, static_cast<int>(layers.size()), 1, 0, stream};
@@ -51,7 +52,8 @@ template <device Device, dataset Data>
         return [&, counts, started = stream.record(timing::on)]() {
             typename Device::event const ended = stream.record(timing::on);
             stream.synchronize();
-            if (counts) best = std::min(best > 0 ? best : std::numeric_limits<double>::max(), ended.time() - started.time());
+            if (counts)
+                best = std::min(best > 0 ? best : std::numeric_limits<double>::max(), ended.time() - started.time());
         };
     };
     auto const pass = [&](bool counts) -> task<> {
@@ -80,11 +82,12 @@ template <device Device, dataset Data>
     return found;
 }
 
-/// Costs per stage, as the evaluator wants them. Communication is taken as free and an overlapped pair as the sum of its halves:
-/// true of ranks on CPU threads.
+/// Costs per stage, as the evaluator wants them. Communication is taken as free and an overlapped pair as the sum of
+/// its halves: true of ranks on CPU threads.
 class stage_costs {
 public:
-    stage_costs(std::vector<layer_profile> const& layers, partition const& cut, placement const& where) : parts_(where.model_stages()) {
+    stage_costs(std::vector<layer_profile> const& layers, partition const& cut, placement const& where)
+        : parts_(where.model_stages()) {
         for (int stage = 0; stage < cut.stages(); ++stage) {
             std::array<double, 3>& sum = seconds_.emplace_back();
             for (int layer = cut.first(stage); layer < cut.last(stage); ++layer) {
@@ -99,7 +102,10 @@ public:
         double sum = 0;
         for (chunk const& each : work.chunks()) {
             auto const& [f, i, w] = seconds_[static_cast<std::size_t>(each.stage % parts_)];
-            sum += each.what == op::forward ? f : each.what == op::backward ? i + w : each.what == op::backward_input ? i : w;
+            sum += each.what == op::forward          ? f
+                   : each.what == op::backward       ? i + w
+                   : each.what == op::backward_input ? i
+                                                     : w;
         }
         return sum;
     }
@@ -112,10 +118,11 @@ private:
 };
 static_assert(cost_model<stage_costs>);
 
-/// What a rank's device will hold at most, in bytes: parameters with gradient and `states` optimizer tensors each, and the
-/// activations of its chunks in flight, as the schedule has them.
-[[nodiscard]] inline auto predicted_memory(std::vector<layer_profile> const& layers, partition const& cut, placement const& where,
-                                           program const& own, int rank, std::size_t states) -> std::size_t {
+/// What a rank's device will hold at most, in bytes: parameters with gradient and `states` optimizer tensors each, and
+/// the activations of its chunks in flight, as the schedule has them.
+[[nodiscard]] inline auto predicted_memory(std::vector<layer_profile> const& layers, partition const& cut,
+                                           placement const& where, program const& own, int rank, std::size_t states)
+    -> std::size_t {
     std::size_t parameters = 0;
     std::vector<std::size_t> saved(static_cast<std::size_t>(where.stages()));
     for (int stage : where.stages_of(rank)) {
@@ -130,7 +137,8 @@ static_assert(cost_model<stage_costs>);
     for (action const& each : own) {
         for (chunk const& c : each.chunks()) live += c.what == op::forward ? saved[c.stage] : 0;
         peak = std::max(peak, live);
-        for (chunk const& c : each.chunks()) live -= c.what == op::backward || c.what == op::backward_weight ? saved[c.stage] : 0;
+        for (chunk const& c : each.chunks())
+            live -= c.what == op::backward || c.what == op::backward_weight ? saved[c.stage] : 0;
     }
     return parameters * (2 + states) + peak;
 }

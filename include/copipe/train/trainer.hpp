@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The trainer a user meets: a model, a schedule policy and a device make a pipeline of ranks; step() and fit() train it,
-// evaluate() measures it, save() and load() keep it.
+// The trainer a user meets: a model, a schedule policy and a device make a pipeline of ranks; step() and fit() train
+// it, evaluate() measures it, save() and load() keep it.
 #pragma once
 
 #include "copipe/device/host.hpp"
@@ -38,12 +38,13 @@ struct trainer_options {
     int ranks = 1;
     int micro_batches = 1;             ///< per step; under DualPipe both directions together
     std::optional<partition> layers{}; ///< which layers form which stage; even if left out
-    std::function<double(std::uint64_t step)> learning_rate = [](std::uint64_t) { return 1e-3; }; ///< steps count from 0
-    double clip_norm = 1;              ///< global norm that gradients are scaled down to; 0 leaves them as they are
-    std::uint64_t seed = 0;            ///< of the parameters' first values
-    std::size_t lookahead = 4;         ///< actions that a rank's host may be ahead of its device
+    /// Rate of the step's update; steps count from 0.
+    std::function<double(std::uint64_t step)> learning_rate = constant_rate{1e-3};
+    double clip_norm = 1;      ///< global norm that gradients are scaled down to; 0 leaves them as they are
+    std::uint64_t seed = 0;    ///< of the parameters' first values
+    std::size_t lookahead = 4; ///< actions that a rank's host may be ahead of its device
     rank_threads threads = rank_threads::one_each;
-    observer_ref listener{};           ///< told of every span, besides the trainer's own measurement
+    observer_ref listener{}; ///< told of every span, besides the trainer's own measurement
     std::function<std::unique_ptr<Device>(int rank)> make_device = [](int) { return std::make_unique<Device>(); };
 };
 
@@ -53,8 +54,8 @@ struct step_report {
     double loss = 0;          ///< weighted mean over the step's micro-batches
     double gradient_norm = 0; ///< global, before clipping
     double learning_rate = 0;
-    double seconds = 0;       ///< wall time of the whole step
-    step_summary measured{};  ///< busy time and bubble per rank
+    double seconds = 0;      ///< wall time of the whole step
+    step_summary measured{}; ///< busy time and bubble per rank
 };
 
 /// The loss or the gradient of a step is not a finite number. The parameters are as they were before the step.
@@ -65,7 +66,8 @@ public:
                 (at_micro_batch < 0 ? std::string("the gradient")
                                     : "the loss of micro-batch " + std::to_string(at_micro_batch)) +
                 " is not finite; lower the learning rate, or look at what the data holds there"),
-          step(at_step), micro_batch(at_micro_batch) {}
+          step(at_step),
+          micro_batch(at_micro_batch) {}
     std::uint64_t step;
     int micro_batch; ///< -1 if all losses are finite but the gradient is not
 };
@@ -83,32 +85,32 @@ struct epochs {
 /// What fit() does besides training.
 struct fit_options {
     std::function<void(step_report const&)> on_step{};
-    std::string checkpoint{};            ///< file; saved at the end, and when stopped; nowhere if empty
-    std::uint64_t checkpoint_every = 0;  ///< steps; 0: only at the end
-    std::stop_token stop{};              ///< finishes the step under way, saves, and returns
+    std::string checkpoint{};           ///< file; saved at the end, and when stopped; nowhere if empty
+    std::uint64_t checkpoint_every = 0; ///< steps; 0: only at the end
+    std::stop_token stop{};             ///< finishes the step under way, saves, and returns
 };
 
 /// Trains a model as a pipeline of ranks in this process.
 ///
-/// All ranks' losses, gradients and updates are those of plain training on one device, whatever the policy and the number of
-/// ranks. A step that throws leaves the parameters untouched, and the next one can run. For one thread at a time.
+/// All ranks' losses, gradients and updates are those of plain training on one device, whatever the policy and the
+/// number of ranks. A step that throws leaves the parameters untouched, and the next one can run. For one thread at a
+/// time.
 template <schedule_policy Policy, device Device = host_device, optimizer<typename Device::stream> Optimizer = adamw,
           template <class> class Transport = in_process>
 class trainer {
 public:
-    /// Places the model on the ranks. Throws shape_error, partition_error, schedule_error or model_error before anything runs.
-    explicit trainer(model<Device> const& layers, trainer_options<Device> options = {}, Policy policy = {}, Optimizer update = {})
-        : options_(std::move(options)), update_(std::move(update)),
+    /// Places the model on the ranks. Throws shape_error, partition_error, schedule_error or model_error before
+    /// anything runs.
+    explicit trainer(model<Device> const& layers, trainer_options<Device> options = {}, Policy policy = {},
+                     Optimizer update = {})
+        : options_(std::move(options)),
+          update_(std::move(update)),
           plan_(plan_step(policy, {options_.ranks, options_.micro_batches})),
-          cut_(options_.layers ? partition::given(options_.layers->bounds(), static_cast<int>(layers.size()))
-                               : partition::even(static_cast<int>(layers.size()), plan_.where.model_stages())),
-          groups_(parameter_groups(layers, cut_, plan_.where)), spans_(options_.ranks), transport_(options_.ranks),
+          cut_(cut(options_.layers, static_cast<int>(layers.size()), plan_.where.model_stages())),
+          groups_(parameter_groups(layers, cut_, plan_.where)),
+          spans_(options_.ranks),
+          transport_(options_.ranks),
           team_(options_.ranks, options_.threads) {
-        if (cut_.stages() != plan_.where.model_stages()) {
-            throw partition_error("the partition has " + std::to_string(cut_.stages()) + " stages but " + std::string(Policy::name) +
-                                  " on " + std::to_string(options_.ranks) + " ranks needs " +
-                                  std::to_string(plan_.where.model_stages()));
-        }
         for (int rank = 0; rank < options_.ranks; ++rank) {
             members_.emplace_back(*this, layers, rank);
             for (parameter_group const& group : groups_) {
@@ -138,22 +140,26 @@ public:
     /// The mean loss over `batches` batches of the dataset from micro-batch `first` on, forwards only.
     template <dataset Data>
     auto evaluate(Data const& data, std::uint64_t batches = 1, std::uint64_t first = 0) -> double {
-        double sum = 0;
-        double weight = 0;
+        dataset_ref const from{data};
+        auto const micro_batches = static_cast<std::uint64_t>(plan_.micro_batches);
+        auto const weight = [&](std::uint64_t begin, std::uint64_t count) {
+            double sum = 0;
+            for (std::uint64_t m = 0; m < count; ++m) sum += from.weight(begin + m);
+            return sum;
+        };
+        double const all = weight(first, batches * micro_batches);
+        double mean = 0;
         for (std::uint64_t b = 0; b < batches; ++b) {
-            batch const from{dataset_ref{data}, first + b * static_cast<std::uint64_t>(plan_.micro_batches)};
+            batch const next{from, first + b * micro_batches};
             spans_.clear();
-            run([&](member& each) { return each.pipeline.run(from, false); });
-            double total = 0;
-            for (int m = 0; m < plan_.micro_batches; ++m) total += from.data.weight(from.first + static_cast<std::uint64_t>(m));
+            run([&](member& each) { return each.pipeline.run(next, false); });
             double loss = 0;
-            for (std::size_t m = 0; m < static_cast<std::size_t>(plan_.micro_batches); ++m) {
+            for (std::size_t m = 0; m < micro_batches; ++m) {
                 for (member& each : members_) loss += each.pipeline.losses()[m];
             }
-            sum += total * loss;
-            weight += total;
+            mean += weight(next.first, micro_batches) / all * loss;
         }
-        return weight > 0 ? sum / weight : 0;
+        return mean;
     }
 
     /// Trains for a number of steps; returns how many were done (fewer when stopped).
@@ -176,12 +182,14 @@ public:
         return fit(data, steps{static_cast<std::uint64_t>(std::ceil(total))}, options);
     }
 
-    /// Writes parameters, optimizer state, step and data position to a safetensors file, which appears whole or not at all. Throws
-    /// file_error.
+    /// Writes parameters, optimizer state, step and data position to a safetensors file, which appears whole or not at
+    /// all. Throws file_error.
     void save(std::string const& file) {
         std::vector<tensor_entry> entries;
         for_each_state([&](std::string const& name, tensor const& held, auto const&) {
-            entries.push_back({.name = name, .dtype = std::string(name_of(held.type())), .shape = {held.sizes().begin(), held.sizes().end()}});
+            entries.push_back({.name = name,
+                               .dtype = std::string(name_of(held.type())),
+                               .shape = {held.sizes().begin(), held.sizes().end()}});
         });
         safetensors_writer writer{file, std::move(entries), training_position{step_, position_}.metadata()};
         std::vector<float> values;
@@ -193,8 +201,9 @@ public:
         writer.commit();
     }
 
-    /// Continues from a file that save() wrote at any number of ranks and under any policy. Throws file_error, safetensors_error or
-    /// checkpoint_error, naming file and tensor; a file that does not fit is refused before anything is changed.
+    /// Continues from a file that save() wrote at any number of ranks and under any policy. Throws file_error,
+    /// safetensors_error or checkpoint_error, naming file and tensor; a file that does not fit is refused before
+    /// anything is changed.
     void load(std::string const& file) {
         safetensors_reader const reader{file};
         training_position const where = training_position::in(reader);
@@ -220,7 +229,8 @@ public:
         position_ = where.position;
     }
 
-    /// Copies a parameter, by its name in checkpoints ("layers.3.attention.weight"), to host memory. Throws model_error.
+    /// Copies a parameter, by its name in checkpoints ("layers.3.attention.weight"), to host memory. Throws
+    /// model_error.
     [[nodiscard]] auto values(std::string const& name) -> std::vector<float> {
         for (parameter_group const& group : groups_) {
             if (group.name != name) continue;
@@ -240,9 +250,14 @@ public:
     [[nodiscard]] auto parameters() const noexcept -> std::vector<parameter_group> const& { return groups_; }
     /// What the ranks reported of the last step or evaluation.
     [[nodiscard]] auto spans() const noexcept -> recorder const& { return spans_; }
-    /// Bytes of a rank's device memory: in use between steps (parameters, gradients, optimizer state), and the highest so far.
-    [[nodiscard]] auto memory_in_use(int rank) const -> std::size_t { return members_.at(static_cast<std::size_t>(rank)).dev->memory_in_use(); }
-    [[nodiscard]] auto peak_memory(int rank) const -> std::size_t { return members_.at(static_cast<std::size_t>(rank)).dev->peak_memory(); }
+    /// Bytes of a rank's device memory: in use between steps (parameters, gradients, optimizer state), and the highest
+    /// so far.
+    [[nodiscard]] auto memory_in_use(int rank) const -> std::size_t {
+        return members_.at(static_cast<std::size_t>(rank)).dev->memory_in_use();
+    }
+    [[nodiscard]] auto peak_memory(int rank) const -> std::size_t {
+        return members_.at(static_cast<std::size_t>(rank)).dev->peak_memory();
+    }
 
 private:
     using endpoint = typename Transport<Device>::endpoint;
@@ -265,14 +280,27 @@ private:
         std::vector<double> totals; ///< losses by micro-batch, then squared gradient norms by parameter group
 
         member(trainer& all, model<Device> const& layers, int rank)
-            : dev(all.options_.make_device(rank)), heard{&all.spans_, all.options_.listener},
-              pipeline(all.plan_, all.cut_, layers, rank, *dev, all.transport_.connect(rank),
-                       {.lookahead = all.options_.lookahead, .seed = all.options_.seed, .listener = observer_ref{heard}}),
+            : dev(all.options_.make_device(rank)),
+              heard{&all.spans_, all.options_.listener},
+              pipeline(
+                  all.plan_, all.cut_, layers, rank, *dev, all.transport_.connect(rank),
+                  {.lookahead = all.options_.lookahead, .seed = all.options_.seed, .listener = observer_ref{heard}}),
               reduction(pipeline, all.groups_),
               totals(static_cast<std::size_t>(all.plan_.micro_batches) + all.groups_.size()) {}
     };
 
-    [[nodiscard]] auto member_of(parameter_use const& use) -> member& { return members_[static_cast<std::size_t>(use.rank)]; }
+    [[nodiscard]] static auto cut(std::optional<partition> const& given, int layers, int stages) -> partition {
+        if (!given) return partition::even(layers, stages);
+        if (given->stages() != stages) {
+            throw partition_error("the partition has " + std::to_string(given->stages()) + " stages, but " +
+                                  std::string(Policy::name) + " cuts the model into " + std::to_string(stages));
+        }
+        return partition::given(given->bounds(), layers);
+    }
+
+    [[nodiscard]] auto member_of(parameter_use const& use) -> member& {
+        return members_[static_cast<std::size_t>(use.rank)];
+    }
 
     void give_state(member& owner, parameter_use const& use) {
         parameter& p = owner.reduction.local(use);
@@ -325,7 +353,8 @@ private:
         auto& stream = own.pipeline.compute_stream();
         for (std::size_t g = 0; g < groups_.size(); ++g) {
             parameter_use const& use = groups_[g].uses.front();
-            if (own.reduction.is_local(use)) square_sum(stream, own.reduction.local(use), &own.totals[losses.size() + g]);
+            if (own.reduction.is_local(use))
+                square_sum(stream, own.reduction.local(use), &own.totals[losses.size() + g]);
         }
         typename Device::event const summed = stream.record();
         co_await summed.completion();
@@ -363,7 +392,8 @@ private:
     }
 
     void tell(member const& own, span_kind kind, wait_reason why, double start, double end) const {
-        own.heard.record({.start = start, .end = end, .what = {}, .rank = own.pipeline.rank(), .kind = kind, .reason = why});
+        own.heard.record(
+            {.start = start, .end = end, .what = {}, .rank = own.pipeline.rank(), .kind = kind, .reason = why});
     }
 
     /// Calls `visit(name, tensor, copies)` for every parameter and every state of it, in checkpoint order.
@@ -376,7 +406,8 @@ private:
                     parameter const& p = member_of(use).reduction.local(use);
                     copies.emplace_back(&member_of(use), i == 0 ? p.value : p.state[i - 1]);
                 }
-                std::string const name = i == 0 ? group.name : group.name + "." + std::string(Optimizer::state_names[i - 1]);
+                std::string const name =
+                    i == 0 ? group.name : group.name + "." + std::string(Optimizer::state_names[i - 1]);
                 visit(name, copies.front().second, copies);
             }
         }

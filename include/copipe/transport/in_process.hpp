@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The transport between ranks that are threads of one process: the receiver copies from the sender's buffer on a stream of its
-// own, and the sender's buffer is free when that copy has completed.
+// The transport between ranks that are threads of one process: the receiver copies from the sender's buffer on a stream
+// of its own, and the sender's buffer is free when that copy has completed.
 #pragma once
 
 #include "copipe/async/channel.hpp"
@@ -39,7 +39,10 @@ public:
 
         parcel() = default;
         parcel(parcel&& other) noexcept
-            : what(other.what), data_(other.data_), ready_(other.ready_), sender_(std::exchange(other.sender_, nullptr)) {}
+            : what(other.what),
+              data_(other.data_),
+              ready_(other.ready_),
+              sender_(std::exchange(other.sender_, nullptr)) {}
         auto operator=(parcel&& other) noexcept -> parcel& {
             std::swap(what, other.what);
             std::swap(data_, other.data_);
@@ -106,7 +109,8 @@ public:
 
         [[nodiscard]] auto await_resume() -> parcel {
             parcel arrived = channel<parcel>::receiver::await_resume();
-            if (arrived.what.identity != identity_) throw message_mismatch{from_, to_, identity_, arrived.what.identity};
+            if (arrived.what.identity != identity_)
+                throw message_mismatch{from_, to_, identity_, arrived.what.identity};
             return arrived;
         }
 
@@ -119,7 +123,8 @@ public:
     /// The awaitable of an all-reduce: the last rank to come adds up.
     class [[nodiscard]] reducing : waiter {
     public:
-        reducing(in_process& hub, int rank, std::span<double> values) noexcept : hub_(&hub), rank_(rank), values_(values) {}
+        reducing(in_process& hub, int rank, std::span<double> values) noexcept
+            : hub_(&hub), rank_(rank), values_(values) {}
         reducing(reducing const&) = delete;
         auto operator=(reducing const&) -> reducing& = delete;
 

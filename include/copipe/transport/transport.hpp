@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How buffers cross ranks: what the engine asks of a transport. Between two ranks messages never overtake one another, and the
-// engine posts receives in the order of the sends, so that an untagged transport (NCCL) conforms.
+// How buffers cross ranks: what the engine asks of a transport. Between two ranks messages never overtake one another,
+// and the engine posts receives in the order of the sends, so that an untagged transport (NCCL) conforms.
 #pragma once
 
 #include "copipe/async/task.hpp"
@@ -17,7 +17,8 @@
 
 namespace copipe {
 
-/// What travels with a buffer: its identity, checked on receipt, its size, and what the receiver needs to read it (a shape).
+/// What travels with a buffer: its identity, checked on receipt, its size, and what the receiver needs to read it (a
+/// shape).
 struct envelope {
     std::uint64_t identity = 0;
     std::size_t bytes = 0;
@@ -31,7 +32,8 @@ public:
         : error("rank " + std::to_string(to) + " expected message " + std::to_string(expected) + " from rank " +
                 std::to_string(from) + " but got " + std::to_string(got) +
                 ": both ranks must run programs of one schedule; verify the schedule"),
-          from_rank(from), to_rank(to) {}
+          from_rank(from),
+          to_rank(to) {}
     int from_rank;
     int to_rank;
 };
@@ -51,27 +53,30 @@ struct transfer {
     typename Device::event end{};
 };
 
-/// One rank's end of a transport for buffers of `Device`. For the rank's thread; the coroutines that await are resumed there.
+/// One rank's end of a transport for buffers of `Device`. For the rank's thread; the coroutines that await are resumed
+/// there.
 ///
-/// - `co_await e.send(to, envelope, data, ready)`: data is read after `ready`; ends when it may be reused. It is taken up when the
+/// - `co_await e.send(to, envelope, data, ready)`: data is read after `ready`; ends when it may be reused. It is taken
+/// up when the
 ///   coroutine suspends, in the order of the calls.
-/// - `auto parcel = co_await e.arrival(from, identity)`: the next message of `from`; throws message_mismatch on another identity.
+/// - `auto parcel = co_await e.arrival(from, identity)`: the next message of `from`; throws message_mismatch on another
+/// identity.
 ///   `parcel.what` is its envelope.
-/// - `e.accept(parcel, to, stream, timed)`: enqueues the transfer into `to` on `stream`, after the sender's data is ready.
+/// - `e.accept(parcel, to, stream, timed)`: enqueues the transfer into `to` on `stream`, after the sender's data is
+/// ready.
 /// - `co_await e.all_reduce(values)`: every rank's values become the sums over ranks, added in rank order.
 /// - `e.abort()`: every operation of every rank, pending or later, throws peer_failed, until all call `e.reset()`.
 template <class E, class Device>
-concept transport_endpoint =
-    device<Device> && requires(E& e, int rank, envelope const& what, void const* data, void* to,
-                               typename Device::event const& ready, typename Device::stream& stream,
-                               typename E::parcel& arrived, std::span<double> values) {
-        { e.send(rank, what, data, ready) } -> awaitable;
-        { e.arrival(rank, std::uint64_t{}) } -> awaitable; // of an E::parcel
-        { arrived.what } -> std::convertible_to<envelope const&>;
-        { e.accept(arrived, to, stream, timing::on) } -> std::same_as<transfer<Device>>;
-        { e.all_reduce(values) } -> awaitable;
-        e.abort();
-        e.reset();
-    };
+concept transport_endpoint = device<Device> &&
+    requires(E& e, int rank, envelope const& what, void const* data, void* to, typename Device::event const& ready,
+             typename Device::stream& stream, typename E::parcel& arrived, std::span<double> values) {
+    { e.send(rank, what, data, ready) } -> awaitable;
+    { e.arrival(rank, std::uint64_t{}) } -> awaitable; // of an E::parcel
+    { arrived.what } -> std::convertible_to<envelope const&>;
+    { e.accept(arrived, to, stream, timing::on) } -> std::same_as<transfer<Device>>;
+    { e.all_reduce(values) } -> awaitable;
+    e.abort();
+    e.reset();
+};
 
 } // namespace copipe
