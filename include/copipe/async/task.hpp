@@ -21,8 +21,8 @@ namespace copipe {
 ///
 ///     struct my_event {
 ///         auto await_ready() const noexcept -> bool;
-///         void await_suspend(std::coroutine_handle<> self, copipe::environment const* env);   // later:
-///         env->exec->post(...) auto await_resume() -> int;
+///         void await_suspend(std::coroutine_handle<> self, copipe::environment const* env); // later: env->exec->post
+///         auto await_resume() -> int;
 ///     };
 template <class A>
 concept awaitable = requires(A& a, std::coroutine_handle<> self, environment const* env) {

@@ -80,18 +80,18 @@ struct partition_problem {
 };
 
 /// A problem that contradicts itself, or exceeds 64 bits; `field` names the member of partition_problem at fault.
-class partition_error : public error {
+class partition_problem_error : public error {
 public:
-    partition_error(std::string const& at_fault, std::string const& sentence)
+    partition_problem_error(std::string const& at_fault, std::string const& sentence)
         : error("`" + at_fault + "` " + sentence), field(at_fault) {}
     std::string field;
 };
 
-/// Throws partition_error where sizes, signs or options of a problem do not agree.
+/// Throws partition_problem_error where sizes, signs or options of a problem do not agree.
 inline void require_solvable(partition_problem const& p) {
     using enum stage_order;
     auto const require = [](bool right, char const* field, char const* sentence) {
-        if (!right) throw partition_error(field, sentence);
+        if (!right) throw partition_problem_error(field, sentence);
     };
     char const* const misplaced = "does not go with this order of stages.";
     bool const one_each = p.order == single, in_order = one_each || p.mirrored();

@@ -32,15 +32,15 @@ struct present_partition {
     double slack = 0;
 };
 
-/// Throws partition_error unless `present` is a partition of the problem and the problem is one that can take it.
+/// Throws partition_problem_error unless `present` is a partition of the problem and the problem is one that can take it.
 inline void require_comparable(partition_problem const& problem, present_partition const& present) {
     auto const& bounds = present.bounds;
     bool const right = bounds.count() == problem.stages() + 1 && bounds[0] == 0 && bounds.back() == problem.layers() &&
                        std::ranges::is_sorted(bounds) && present.bytes.count() == problem.layers() &&
                        std::ranges::all_of(present.bytes, [](ticks bytes) { return bytes >= 0; }) && present.slack >= 0;
-    if (!right) throw partition_error("present", "is not a partition of these layers into these stages.");
+    if (!right) throw partition_problem_error("present", "is not a partition of these layers into these stages.");
     if (problem.order == stage_order::best || problem.order == stage_order::replicated || problem.micro_batches > 0)
-        throw partition_error("present", "does not go with a free order, replicas or `micro_batches`.");
+        throw partition_problem_error("present", "does not go with a free order, replicas or `micro_batches`.");
 }
 
 /// `stage_order::best` is exact up to this many sets of ranks, ranks of one speed being alike: 14 different ranks, or
@@ -207,7 +207,7 @@ private:
 };
 
 /// The optimal partition, or the one within `present->slack` of it that moves the fewest bytes; nothing if memory does
-/// not suffice for any. Deterministic. Throws partition_error, also where `present` is no partition of the problem.
+/// not suffice for any. Deterministic. Throws partition_problem_error, also where `present` is no partition of the problem.
 [[nodiscard]] inline std::optional<partition_plan> solve_partition(partition_problem const& problem,
                                                                    present_partition const* present = nullptr) {
     require_solvable(problem);

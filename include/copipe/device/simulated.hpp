@@ -79,9 +79,8 @@ private:
 struct simulated_behaviour {
     double latency = 0;          ///< of a message to arrive here
     double seconds_per_byte = 0; ///< that a message keeps its link busy
-    std::function<double(double start, double seconds)>
-        stretch{}; ///< what a launch of `seconds` at `start` really takes: slowness,
-                   ///< throttling, jitter; as given if left out
+    /// What a launch of `seconds` at `start` really takes: slowness, throttling, jitter. As given if left out.
+    std::function<double(double start, double seconds)> stretch{};
     double fails_at = std::numeric_limits<double>::infinity(); ///< launches that would end later than this throw
 };
 

@@ -44,17 +44,19 @@ public:
     /// The programs of all ranks; none if the pattern does not fit into memory.
     constexpr std::vector<program> run() {
         std::vector<program> all(at_.size());
+        for (int rank = 0; rank < where_.ranks; ++rank) wake(rank, 0);
         for (auto left = index(3 * where_.stages()) * index(micro_batches_); left > 0;) {
-            std::size_t rank = 0;
-            for (std::size_t other = 1; other < at_.size(); ++other)
-                if (at_[other].wake < at_[rank].wake) rank = other;
-            if (at_[rank].wake == never) return {};
-            int const leg = choice(static_cast<int>(rank));
+            if (agenda_.empty()) return {};
+            std::pop_heap(agenda_.begin(), agenda_.end(), later_first);
+            auto const [time, rank] = agenda_.back();
+            agenda_.pop_back();
+            if (at_[index(rank)].wake != time) continue; // woken earlier, and then busy
+            int const leg = choice(rank);
             if (leg == idle) continue;
             if (leg == weight)
-                settle(at_[rank], all[rank]);
+                settle(rank, all[index(rank)]);
             else
-                all[rank].push_back(advance(static_cast<int>(rank), leg));
+                all[index(rank)].push_back(advance(rank, leg));
             --left;
         }
         return all;
@@ -63,6 +65,7 @@ public:
 private:
     static constexpr double never = std::numeric_limits<double>::infinity();
     static constexpr int weight = -1, idle = -2; ///< choices other than a leg
+    static constexpr auto later_first = [](auto const& a, auto const& b) { return a > b; };
 
     struct state {
         double wake = 0, free = 0;  ///< when the rank decides next; when its last chunk ends
@@ -99,35 +102,51 @@ private:
             peak = std::max(peak, open);
         }
         if (owes && (!how_.patient || due - me.wake >= costs_.weight)) return weight;
-        me.wake = later;
+        me.wake = never;
+        if (later < never) wake(rank, later);
         return idle;
+    }
+
+    constexpr void wake(int rank, double time) {
+        at_[index(rank)].wake = time;
+        agenda_.emplace_back(time, rank);
+        std::push_heap(agenda_.begin(), agenda_.end(), later_first);
+    }
+
+    /// The rank is busy from now on.
+    constexpr void work(int rank, double seconds) {
+        state& me = at_[index(rank)];
+        me.free = me.wake + seconds;
+        wake(rank, me.free);
     }
 
     /// Runs the chunk that is due on the leg and hands its output on.
     constexpr chunk advance(int rank, int leg) {
         state& me = at_[index(rank)];
         int const m = me.next[index(leg)]++;
-        me.free = me.wake += is_forward(leg) ? costs_.forward : costs_.input;
+        work(rank, is_forward(leg) ? costs_.forward : costs_.input);
         int const at = position(leg, rank);
         bool const turns = at + 1 == where_.ranks;
         if (!turns || leg + 1 < legs_) {
             int const next_leg = turns ? leg + 1 : leg, next_at = turns ? 0 : at + 1;
             double& there = arrival(next_leg, next_at, m);
             there = me.free + (turns ? 0 : costs_.communication);
-            state& receiver = at_[index(turns ? rank : next_leg % 2 == 0 ? next_at : where_.ranks - 1 - next_at)];
-            receiver.wake = std::min(receiver.wake, std::max(there, receiver.free));
+            int const receiver = next_leg % 2 == 0 ? next_at : where_.ranks - 1 - next_at;
+            double const time = std::max(there, at_[index(receiver)].free);
+            if (time < at_[index(receiver)].wake) wake(receiver, time);
         }
         int const stage = where_.stage_of(rank, is_forward(leg) ? leg : legs_ - 1 - leg);
         return {is_forward(leg) ? op::forward : op::backward_input, stage, m};
     }
 
     /// Runs the oldest weight gradient that the rank owes.
-    constexpr void settle(state& me, program& order) {
+    constexpr void settle(int rank, program& order) {
+        state& me = at_[index(rank)];
         while (order[me.oldest_owed].front().what != op::backward_input) ++me.oldest_owed;
         chunk const input = order[me.oldest_owed++].front();
         order.emplace_back(op::backward_weight, input.stage, input.micro_batch);
-        me.free = me.wake += costs_.weight;
         ++me.settled;
+        work(rank, costs_.weight);
     }
 
     /// The leg whose chunk at the cursor stands first in the pattern.
@@ -158,6 +177,7 @@ private:
     int legs_;
     std::array<double, 4> start_{};
     std::vector<state> at_;
+    std::vector<std::pair<double, int>> agenda_; ///< a heap of wake-ups, with ranks; some are outdated
     std::vector<double> arrivals_; ///< of each chunk's input, by leg, place on the leg and micro-batch
 };
 

@@ -82,7 +82,7 @@ public:
             hub_->lane(from_, to_).send(std::move(sent)); // a closed lane drops the parcel, which fails this send
         }
         void await_resume() const {
-            if (failed_) throw peer_failed{hub_->failed_rank_.load()};
+            if (failed_) throw peer_failed{hub_->aborted_ ? hub_->failed_rank_.load() : to_};
         }
 
     private:
