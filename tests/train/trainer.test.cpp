@@ -89,6 +89,25 @@ TEST_CASE("losses, norms and parameters are those of plain training to the bit, 
     }
 }
 
+TEST_CASE("recomputing layers changes no bit and saves memory, under every policy") {
+    auto const train_with = [](auto policy, bool recompute, std::size_t& peak) {
+        auto layers = toy::network(8);
+        for (std::size_t i = 0; i < layers.size(); ++i) layers.recompute(i, recompute);
+        trainer<decltype(policy)> with{layers, options(2, 8)};
+        outcome const came = train(with, 3);
+        peak = with.peak_memory(0);
+        return came;
+    };
+    auto const same_with_less = [&](auto policy) {
+        std::size_t kept = 0, recomputed = 0;
+        CHECK(train_with(policy, false, kept) == train_with(policy, true, recomputed));
+        CHECK(recomputed < kept);
+    };
+    same_with_less(gpipe{});
+    same_with_less(dualpipe{});
+    same_with_less(dualpipe_v{});
+}
+
 TEST_CASE("DualPipe stays within 1e-5 of plain training over 20 steps, and gives the same bits from run to run") {
     for (bool tied : {false, true}) {
         outcome const plain = train_under<sequential>(1, tied, 20);

@@ -6,6 +6,7 @@
 #include "copipe/async/task.hpp"
 #include "copipe/device/device.hpp"
 #include "copipe/model/parameter.hpp"
+#include "copipe/model/recomputed.hpp"
 #include "copipe/model/tensor.hpp"
 
 #include <concepts>
@@ -162,14 +163,27 @@ public:
     /// Appends a layer; returns the model, so that calls chain.
     template <layer<Device> L>
     auto add(L prototype) -> model& {
-        makers_.push_back([prototype = std::move(prototype)] { return any_layer<Device>{prototype}; });
+        layers_.push_back({.make = [prototype = std::move(prototype)](bool recompute) {
+            return recompute ? any_layer<Device>{recomputed<L>{prototype}} : any_layer<Device>{prototype};
+        }});
         return *this;
     }
-    [[nodiscard]] auto size() const noexcept -> std::size_t { return makers_.size(); }
-    [[nodiscard]] auto make(std::size_t index) const -> any_layer<Device> { return makers_.at(index)(); }
+    /// Whether layer `index` keeps only its input from forward to backward, and computes the rest again.
+    auto recompute(std::size_t index, bool yes = true) -> model& {
+        layers_.at(index).recompute = yes;
+        return *this;
+    }
+    [[nodiscard]] auto size() const noexcept -> std::size_t { return layers_.size(); }
+    [[nodiscard]] auto make(std::size_t index) const -> any_layer<Device> {
+        return layers_.at(index).make(layers_[index].recompute);
+    }
 
 private:
-    std::vector<std::function<any_layer<Device>()>> makers_{};
+    struct declared {
+        std::function<any_layer<Device>(bool recompute)> make;
+        bool recompute = false;
+    };
+    std::vector<declared> layers_{};
 };
 
 } // namespace copipe
