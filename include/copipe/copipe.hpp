@@ -24,6 +24,7 @@
 #include "copipe/observe/summary.hpp"
 #include "copipe/pipeline/dataset.hpp"
 #include "copipe/pipeline/gradient_reduction.hpp"
+#include "copipe/pipeline/migration.hpp"
 #include "copipe/pipeline/observer.hpp"
 #include "copipe/pipeline/rank_pipeline.hpp"
 #include "copipe/pipeline/rank_team.hpp"

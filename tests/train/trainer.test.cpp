@@ -159,6 +159,26 @@ TEST_CASE("a checkpoint loads at any number of ranks and under any policy, and t
     for (std::size_t i = 0; i < 3; ++i) CHECK(rest.losses[i] == Approx(all.losses[3 + i]).epsilon(1e-5));
 }
 
+TEST_CASE("layers move between ranks in mid-training, and training goes on as if they never had") {
+    auto const moves = [](auto policy, int ranks, std::vector<std::vector<int>> const& partitions) {
+        trainer<decltype(policy)> still{toy::network(8, true), options(ranks)};
+        trainer<decltype(policy)> moving{toy::network(8, true), options(ranks)};
+        for (auto const& bounds : partitions) {
+            CHECK(train(still, 2) == train(moving, 2));
+            std::size_t const bytes = moving.repartition(partition::given(bounds, 9));
+            CHECK(bytes > 0);
+            CHECK(moving.layers().bounds() == bounds);
+        }
+        CHECK(train(still, 2) == train(moving, 2));
+        CHECK(moving.repartition(moving.layers()) == 0);
+        CHECK_THROWS_AS(moving.repartition(partition::even(9, 3)), partition_error);
+    };
+    moves(gpipe{}, 2, {{0, 1, 9}, {0, 8, 9}});
+    moves(one_f_one_b{}, 4, {{0, 1, 2, 3, 9}, {0, 6, 7, 8, 9}});
+    moves(dualpipe{}, 4, {{0, 1, 2, 3, 9}, {0, 6, 7, 8, 9}});
+    moves(dualpipe_v{}, 2, {{0, 1, 2, 3, 9}, {0, 6, 7, 8, 9}});
+}
+
 TEST_CASE("a checkpoint of another model is refused, naming the tensor, and nothing is changed") {
     temporary_folder const folder;
     trainer<sequential> small{toy::network(4), options(1)};

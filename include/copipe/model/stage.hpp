@@ -30,6 +30,19 @@ inline void draw(parameter const& p, std::uint64_t seed, std::size_t layer, std:
     }
 }
 
+/// Layer `number` of a model with memory for its parameters and gradients, their values undefined.
+template <device Device>
+[[nodiscard]] auto place_layer(model<Device> const& layers, int number, std::size_t micro_batches,
+                               typename Device::stream& stream) -> any_layer<Device> {
+    any_layer<Device> placed = layers.make(static_cast<std::size_t>(number));
+    placed.reserve(micro_batches);
+    for (parameter* each : placed.parameters()) {
+        each->value = tensor{*stream.memory(), each->sizes};
+        each->gradient = tensor{*stream.memory(), each->sizes};
+    }
+    return placed;
+}
+
 /// Layers first() to first()+size()-1 of a model, on one rank.
 template <device Device>
 class stage {
@@ -41,18 +54,17 @@ public:
         : first_(first) {
         std::vector<float> values;
         for (int number = first; number < last; ++number) {
-            any_layer<Device>& added = layers_.emplace_back(layers.make(static_cast<std::size_t>(number)));
-            added.reserve(micro_batches);
+            layers_.push_back(place_layer(layers, number, micro_batches, stream));
             std::size_t index = 0;
-            for (parameter* each : added.parameters()) {
-                each->value = tensor{*stream.memory(), each->sizes};
-                each->gradient = tensor{*stream.memory(), each->sizes};
+            for (parameter* each : layers_.back().parameters()) {
                 draw(*each, seed, static_cast<std::size_t>(number), index++, values);
                 stream.copy(each->value.data(), values.data(), each->value.bytes());
                 stream.synchronize();
             }
         }
     }
+    /// From layers placed already; the first one is layer `first` of the model.
+    stage(int first, std::vector<any_layer<Device>> layers) noexcept : first_(first), layers_(std::move(layers)) {}
 
     [[nodiscard]] auto first() const noexcept -> int { return first_; }
     [[nodiscard]] auto size() const noexcept -> int { return static_cast<int>(layers_.size()); }

@@ -132,8 +132,12 @@ public:
     [[nodiscard]] auto plan() const noexcept -> step_plan const& { return *plan_; }
     [[nodiscard]] auto listener() const noexcept -> observer_ref { return options_.listener; }
 
-    /// The layers of schedule stage `number`, which must be one of this rank's.
+    /// The layers of schedule stage `number`, which must be one of this rank's. Between steps they may be replaced.
     [[nodiscard]] auto layers_of(int number) -> stage<Device>& { return stage_at(number).layers; }
+    /// How many micro-batches of a step each stage sees.
+    [[nodiscard]] auto micro_batches_per_stage() const noexcept -> std::size_t {
+        return static_cast<std::size_t>(plan_->where.micro_batches_per_stage(plan_->micro_batches));
+    }
 
 private:
     /// What a chunk gets from a neighbouring stage.

@@ -7,6 +7,7 @@
 #include "copipe/observe/recorder.hpp"
 #include "copipe/observe/summary.hpp"
 #include "copipe/pipeline/gradient_reduction.hpp"
+#include "copipe/pipeline/migration.hpp"
 #include "copipe/pipeline/rank_pipeline.hpp"
 #include "copipe/pipeline/rank_team.hpp"
 #include "copipe/pipeline/step_plan.hpp"
@@ -103,7 +104,8 @@ public:
     /// anything runs.
     explicit trainer(model<Device> const& layers, trainer_options<Device> options = {}, Policy policy = {},
                      Optimizer update = {})
-        : options_(std::move(options)),
+        : model_(layers),
+          options_(std::move(options)),
           update_(std::move(update)),
           plan_(plan_step(policy, {options_.ranks, options_.micro_batches})),
           cut_(cut(options_.layers, static_cast<int>(layers.size()), plan_.where.model_stages())),
@@ -227,6 +229,23 @@ public:
         });
         step_ = where.step;
         position_ = where.position;
+    }
+
+    /// Moves layers to another partition, with parameters and optimizer state: on all ranks, or, if it throws, on none.
+    /// Training goes on as if nothing had moved. Returns the bytes that crossed ranks. Throws partition_error.
+    auto repartition(partition const& to) -> std::size_t {
+        partition const next = cut(to, cut_.layers(), plan_.where.model_stages());
+        std::deque<migration<Device, endpoint>> moves;
+        for (member& each : members_) moves.emplace_back(each.pipeline, model_, cut_, next);
+        run([&](member& each) { return moves[static_cast<std::size_t>(each.pipeline.rank())].transfer(); });
+        std::size_t bytes = 0;
+        for (auto& each : moves) {
+            each.commit();
+            bytes += each.bytes();
+        }
+        cut_ = next;
+        groups_ = parameter_groups(model_, cut_, plan_.where);
+        return bytes;
     }
 
     /// Copies a parameter, by its name in checkpoints ("layers.3.attention.weight"), to host memory. Throws
@@ -417,6 +436,7 @@ private:
         owner.pipeline.compute_stream().synchronize();
     }
 
+    model<Device> model_;
     trainer_options<Device> options_;
     Optimizer update_;
     step_plan plan_;
