@@ -24,7 +24,7 @@ for program in "$build"/bench/bench_*; do
     printf '\n%s\n' "${program##*/bench_}"
     OPENBLAS_NUM_THREADS=1 "$program" --benchmark_counters_tabular=true "$@"
 done
-printf '\ncompile time of a file that includes one header (g++ -O2, median of 5)\n'
+printf '\ncompile time of a file that includes one header (processor time, g++ -O2, median of 5)\n'
 bench/compile_time.sh || true
 printf '\nlines of code\n'
 tests/lines_of_code.sh
