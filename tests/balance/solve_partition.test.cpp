@@ -430,12 +430,22 @@ TEST_CASE("among partitions within the slack, the one that moves the fewest byte
     CHECK(stayed < 110);
 }
 
+TEST_CASE("there is no partition with fewer layers than stages, unless stages may be empty") {
+    for (auto const order : {stage_order::single, stage_order::best, stage_order::loop, stage_order::v,
+                             stage_order::bidirectional}) {
+        partition_problem problem{.order = order, .ranks = 4, .weights = {5, 6, 7}};
+        CHECK_FALSE(solve_partition(problem).has_value());
+        problem.allow_empty = order != stage_order::loop;
+        CHECK(solve_partition(problem).has_value() == problem.allow_empty);
+    }
+}
+
 TEST_CASE("a present partition that is none is refused") {
     partition_problem problem{.ranks = 2, .weights = {1, 2, 3}};
     auto const refused = [&](present_partition const& present) {
         try {
             return solve_partition(problem, &present)->moved == -1;
-        } catch (partition_error const& error) {
+        } catch (partition_problem_error const& error) {
             return error.field == "present";
         }
     };

@@ -95,10 +95,10 @@ inline void require_solvable(partition_problem const& p) {
     };
     char const* const misplaced = "does not go with this order of stages.";
     bool const one_each = p.order == single, in_order = one_each || p.mirrored();
-    int const layers = p.layers(), fewest = p.allow_empty || p.order == replicated ? 1 : p.stages();
+    int const layers = p.layers();
     require(p.ranks >= 1 && p.stages_per_rank >= 1, "ranks", "must be at least 1.");
     require(p.order != bidirectional || p.ranks % 2 == 0, "ranks", "must be even where stages are bidirectional.");
-    require(layers >= fewest, "weights", "has fewer layers than there are stages.");
+    require(layers >= 1, "weights", "must have at least one layer.");
     require(p.costs.empty() || (one_each && p.costs.count() == p.ranks), "costs", "must have a row per rank.");
     require(!p.allow_empty || in_order || p.order == best, "allow_empty", misplaced);
     require(!p.lock_step || p.order == bidirectional, "lock_step", misplaced);

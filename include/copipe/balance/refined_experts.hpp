@@ -16,16 +16,16 @@ class expert_search {
 public:
     /// `loads` of the experts. Starts from copies dealt out like cards, which keeps those of one expert apart.
     expert_search(row<double> loads, int gpus, int slots)
-        : loads_(std::move(loads)), shares_(loads_), sums_(gpus), copies_(loads_.count(), 1), held_(gpus * slots),
-          on_(gpus * loads_.count()), slots_(slots), most_((slots + loads_.count() - 1) / loads_.count()) {
-        for (int spare = held_.count() - loads_.count(); spare > 0; --spare) {
-            int neediest = -1;
-            for (int e = 0; e < loads_.count(); ++e)
-                if (copies_[e] < most_ * gpus && (neediest < 0 || shares_[e] > shares_[neediest])) neediest = e;
+        : loads_(std::move(loads)), shares_(loads_), sums_(gpus), copies_(loads_.count()), held_(gpus * slots),
+          slots_(slots), most_((slots + loads_.count() - 1) / loads_.count()) {
+        for (int copy = 0; copy < held_.count(); ++copy) {
+            int neediest = copy; // each expert needs one copy before any needs two
+            for (int e = 0; copy >= loads_.count() && e < loads_.count(); ++e)
+                if (copies_[e] < most_ * gpus && (neediest == copy || shares_[e] > shares_[neediest])) neediest = e;
             recount(neediest, 1);
         }
         for (int expert = 0, copy = 0; expert < loads_.count(); ++expert)
-            for (int k = 0; k < copies_[expert]; ++k, ++copy) hold(copy % gpus * slots + copy / gpus, expert);
+            for (int k = 0; k < copies_[expert]; ++k, ++copy) held_[copy % gpus * slots + copy / gpus] = expert;
         weigh();
     }
 
@@ -36,46 +36,34 @@ public:
     void improve(int attempts) {
         descend();
         std::minstd_rand random(1);
-        double const ideal = std::accumulate(sums_.begin(), sums_.end(), 0.0) / sums_.count() * (1 + 1e-9);
+        double const ideal = std::accumulate(loads_.begin(), loads_.end(), 0.0) / sums_.count() * (1 + 1e-9);
         for (expert_search trial = *this; attempts > 0 && peak() > ideal; --attempts) {
             for (int k = 0; k < 4; ++k) trial.kick(random);
             trial.descend();
-            if (trial.peak() <= peak())
-                *this = trial;
-            else
-                trial = *this;
+            if (trial.peak() <= peak()) *this = trial;
+            trial = *this;
         }
     }
 
 private:
     [[nodiscard]] double peak() const { return *std::ranges::max_element(sums_); }
-    [[nodiscard]] int& on(int slot, int expert) { return on_[slot / slots_ * loads_.count() + expert]; }
-    [[nodiscard]] bool takes(int slot, int expert) { return on(slot, expert) < most_; }
-
+    /// Whether the GPU of a slot may hold one more copy of an expert.
+    [[nodiscard]] bool takes(int slot, int expert) const {
+        auto const gpu = held_.begin() + slot / slots_ * slots_;
+        return std::count(gpu, gpu + slots_, expert) < most_;
+    }
     void recount(int expert, int more) {
         copies_[expert] += more;
         shares_[expert] = loads_[expert] / copies_[expert];
-    }
-    void hold(int slot, int expert) {
-        held_[slot] = expert;
-        ++on(slot, expert);
     }
     void weigh() {
         std::ranges::fill(sums_, 0);
         for (int slot = 0; slot < held_.count(); ++slot) sums_[slot / slots_] += shares_[held_[slot]];
     }
-    void swap(int slot, int other) {
-        int const expert = held_[slot];
-        --on(slot, expert);
-        --on(other, held_[other]);
-        hold(slot, held_[other]);
-        hold(other, expert);
-        weigh();
-    }
 
     /// While a swap relieves the busiest GPU without making another as busy, makes the one that relieves it most.
     void descend() {
-        for (int slot = 0, other = 0; other >= 0;) {
+        for (int slot = 0, other = 0; other >= 0; weigh()) {
             int const busiest = static_cast<int>(std::ranges::max_element(sums_) - sums_.begin());
             double best = sums_[busiest] * (1 - 1e-12);
             other = -1;
@@ -88,26 +76,24 @@ private:
                     slot = from;
                     other = to;
                 }
-            if (other >= 0) swap(slot, other);
+            if (other >= 0) std::swap(held_[slot], held_[other]);
         }
     }
 
     /// Swaps two copies, and makes one of an expert that has several a copy of another expert.
     void kick(std::minstd_rand& random) {
         auto const any = [&](int below) { return static_cast<int>(random() % static_cast<std::uint_fast32_t>(below)); };
-        int const slot = any(held_.count()), other = any(held_.count());
-        if (takes(slot, held_[other]) && takes(other, held_[slot])) swap(slot, other);
-        int const expert = any(loads_.count());
-        if (copies_[held_[slot]] == 1 || !takes(slot, expert)) return;
-        --on(slot, held_[slot]);
-        recount(held_[slot], -1);
-        recount(expert, 1);
-        hold(slot, expert);
+        int const slot = any(held_.count()), other = any(held_.count()), expert = any(loads_.count());
+        if (takes(slot, held_[other]) && takes(other, held_[slot])) std::swap(held_[slot], held_[other]);
+        if (copies_[held_[slot]] > 1 && takes(slot, expert)) {
+            recount(held_[slot], -1);
+            recount(held_[slot] = expert, 1);
+        }
         weigh();
     }
 
     row<double> loads_, shares_, sums_; ///< of each expert, of one copy of it, of each GPU
-    row<int> copies_, held_, on_;       ///< of each expert; the expert of each slot; [gpus][experts] copies on the GPU
+    row<int> copies_, held_;            ///< of each expert; the expert of each slot
     int slots_, most_;
 };
 

@@ -32,7 +32,8 @@ struct present_partition {
     double slack = 0;
 };
 
-/// Throws partition_problem_error unless `present` is a partition of the problem and the problem is one that can take it.
+/// Throws partition_problem_error unless `present` is a partition of the problem and the problem is one that can take
+/// it.
 inline void require_comparable(partition_problem const& problem, present_partition const& present) {
     auto const& bounds = present.bounds;
     bool const right = bounds.count() == problem.stages() + 1 && bounds[0] == 0 && bounds.back() == problem.layers() &&
@@ -206,12 +207,15 @@ private:
     partition_plan plan_;
 };
 
-/// The optimal partition, or the one within `present->slack` of it that moves the fewest bytes; nothing if memory does
-/// not suffice for any. Deterministic. Throws partition_problem_error, also where `present` is no partition of the problem.
+/// The optimal partition, or the one within `present->slack` of it that moves the fewest bytes; nothing if there is
+/// none, for want of memory or of layers. Deterministic. Throws partition_problem_error, also where `present` is no
+/// partition of the problem.
 [[nodiscard]] inline std::optional<partition_plan> solve_partition(partition_problem const& problem,
                                                                    present_partition const* present = nullptr) {
     require_solvable(problem);
     if (present != nullptr) require_comparable(problem, *present);
+    bool const needs_all = !problem.allow_empty && problem.order != stage_order::replicated;
+    if (needs_all && problem.layers() < problem.stages()) return {};
     ticks grain = 1;
     while (problem.order == stage_order::best && sets_of(kinds_of_ranks(problem, grain)) > order_limit) grain *= 2;
     if (grain == 1) return partition_solver(problem, present).solve();
