@@ -87,11 +87,21 @@ public:
         }
     }
 
+    rank_pipeline(rank_pipeline const&) = delete;
+    auto operator=(rank_pipeline const&) -> rank_pipeline& = delete;
+    /// Waits for the device: after a failed step, launched work still reads and writes what the pipeline holds.
+    ~rank_pipeline() { settle(); }
+
     /// Runs one step over the batch: accumulates gradients when training, forwards only in evaluation. Afterwards
     /// `losses()` are known. Throws chunk_error, or peer_failed when another rank did; `recover` must then be called,
     /// on all ranks, before the next step.
     [[nodiscard]] auto run(batch const& from, bool training) -> task<> {
-        begin(from, training);
+        try {
+            begin(from, training);
+        } catch (...) { // from the dataset's weights
+            endpoint_.abort();
+            throw;
+        }
         rank_program const& steps = training ? plan_->training[own()] : plan_->evaluation[own()];
         scope chunks{co_await this_environment{}};
         for (std::size_t i = 0; i < steps.incoming.size(); ++i)
@@ -107,10 +117,7 @@ public:
 
     /// Makes the rank ready for another step after a failed one. Waits for the device. All ranks have ended their step.
     void recover() {
-        settle(*compute_);
-        for (stream* each : links_) {
-            if (each) settle(*each);
-        }
+        settle();
         for (flight& each : flights_) each.halves = {};
         for (local_stage& each : stages_) {
             each.layers.drop_all(each.slots.size());
@@ -205,11 +212,15 @@ private:
                static_cast<std::uint32_t>(m.micro_batch);
     }
 
-    static void settle(stream& each) {
-        try {
-            each.synchronize();
-        } catch (...) { // reported already, as the failure of the step
-        }
+    void settle() {
+        auto const wait = [](stream* each) {
+            try {
+                if (each) each->synchronize();
+            } catch (...) { // reported already, as the failure of the step
+            }
+        };
+        wait(compute_);
+        std::for_each(links_.begin(), links_.end(), wait);
     }
 
     void begin(batch const& from, bool training) {
@@ -321,7 +332,7 @@ private:
                 if (plan_->where.is_first(c.stage)) from.value = upload(stage_at(c.stage).samples[number].first);
                 if (last) work.target = upload(stage_at(c.stage).samples[number].second);
                 own.output = co_await layers.forward(work, number, from.value);
-                if (last) compute_->copy(&s.loss, own.output.data(), sizeof s.loss);
+                if (last) keep_loss(own.output, s);
             } else if (c.what == op::backward_weight) {
                 co_await layers.backward_weight(work, number);
             } else {
@@ -334,6 +345,13 @@ private:
         } catch (...) {
             fail(c);
         }
+    }
+
+    void keep_loss(tensor const& loss, slot& s) {
+        if (loss.bytes() < sizeof s.loss || loss.type() != dtype::f32) {
+            throw model_error("its last layer did not return the loss, a 32-bit float");
+        }
+        compute_->copy(&s.loss, loss.data(), sizeof s.loss);
     }
 
     [[nodiscard]] auto upload(host_array const& from) -> tensor {
