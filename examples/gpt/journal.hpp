@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// What train_gpt tells of a run: the line of progress, the log, the timeline, and the table at the end.
+#pragma once
+
+#include "copipe/observe/chrome_trace.hpp"
+#include "copipe/observe/json_log.hpp"
+#include "copipe/observe/progress.hpp"
+#include "copipe/observe/run_summary.hpp"
+#include "gpt/options.hpp"
+#include "gpt/plan.hpp"
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace gpt {
+
+/// Notes every step of a run.
+class journal {
+public:
+    /// Opens the log: anew, or at its end for a resumed run. Throws file_error.
+    explicit journal(options const& asked) : asked_(asked) {
+        auto const start = asked.resume.empty() ? copipe::log_start::empty : copipe::log_start::append;
+        if (!asked.log.empty()) log_.emplace(asked.log, start);
+    }
+
+    void note(copipe::step_report const& report, copipe::recorder const& spans) {
+        std::uint64_t const number = report.step + 1;
+        double const tokens = tokens_per_step(asked_) / report.seconds;
+        summary_.add(report.measured);
+        if (log_)
+            log_->write({.step = static_cast<std::int64_t>(number),
+                         .loss = report.loss,
+                         .step_seconds = report.seconds,
+                         .tokens_per_second = tokens,
+                         .gradient_norm = report.gradient_norm,
+                         .pipeline_bubble_ratio = report.measured.bubble_ratios()});
+        line_.show({.step = number,
+                    .steps = asked_.steps,
+                    .loss = report.loss,
+                    .step_seconds = report.seconds,
+                    .tokens_per_second = tokens,
+                    .bubble_ratio = report.measured.mean_bubble_ratio()});
+        if (!asked_.timeline.empty()) keep(spans);
+    }
+
+    /// A line above the progress line.
+    void print(std::string const& text) { line_.print(text); }
+
+    /// Ends the progress line.
+    void finish() { line_.finish(); }
+
+    /// Where the time of the run went, per rank; `peaks` are bytes of memory. Empty if no step was trained.
+    [[nodiscard]] auto table(std::vector<std::size_t> const& peaks) const -> std::string {
+        return summary_.steps() == 0 ? "" : summary_.table(peaks);
+    }
+
+    /// Throws file_error.
+    void write_timeline(run_plan const& plan) const {
+        std::vector<copipe::span> measured, planned;
+        for (auto const& step : kept_) measured.insert(measured.end(), step.begin(), step.end());
+        schedule const& of = plan.order;
+        for (auto const& rank : copipe::timeline(of.programs, of.where, of.size.micro_batches, plan.costs()))
+            planned.insert(planned.end(), rank.begin(), rank.end());
+        std::array const groups{copipe::trace_group{.name = "measured", .spans = measured},
+                                copipe::trace_group{.name = "planned", .spans = planned}};
+        copipe::write_chrome_trace(asked_.timeline, groups);
+    }
+
+private:
+    static constexpr std::size_t steps_kept = 5;
+
+    void keep(copipe::recorder const& spans) {
+        if (kept_.size() == steps_kept) kept_.pop_front();
+        spans.append_to(kept_.emplace_back());
+    }
+
+    options asked_;
+    std::optional<copipe::json_log> log_{};
+    copipe::progress line_{};
+    copipe::run_summary summary_{};
+    std::deque<std::vector<copipe::span>> kept_{}; ///< of the last steps
+};
+
+} // namespace gpt

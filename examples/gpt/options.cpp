@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gpt/options.hpp"
+
+#include "gpt/any_trainer.hpp"
+
+#include <CLI/CLI.hpp>
+
+#include <charconv>
+#include <cmath>
+#include <cstdint>
+#include <iostream>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+namespace gpt {
+namespace {
+
+constexpr auto description =
+    "Trains a byte-level GPT on text as a pipeline of ranks, one thread each, on the CPU. Prints what it is going to\n"
+    "do and what that should cost, a line of progress, where the time went, and a sample of what the model writes.\n";
+
+constexpr auto footer =
+    "Examples:\n"
+    "  train_gpt                                                 learns copipe's own source\n"
+    "  train_gpt --data book.txt --steps 1000 --checkpoint book.safetensors\n"
+    "  train_gpt --data book.txt --steps 1000 --resume book.safetensors --policy gpipe --ranks 4\n"
+    "  train_gpt --compare --ranks 2 --micro-batches 8           all policies side by side\n"
+    "\n"
+    "Policy, ranks and interruptions do not change what is learned (dualpipe differs by rounding, as it adds up\n"
+    "gradients in another order). Ctrl-C or SIGTERM finishes the step and saves the checkpoint; a second one ends the\n"
+    "program at once.\n"
+    "\n"
+    "Exit code: 0 trained; 1 failed while training; 2 bad input, nothing was written; 130 stopped by Ctrl-C and 143\n"
+    "by SIGTERM, after saving.";
+
+/// Whether all of the text is a number of that type.
+template <class Number>
+bool reads(std::string const& text, Number& value) {
+    char const* const end = text.data() + text.size();
+    auto const [stopped, wrong] = std::from_chars(text.data(), end, value);
+    return wrong == std::errc{} && stopped == end;
+}
+
+/// Passes numbers above zero; NaN and infinity are none.
+std::string positive(std::string const& text) {
+    double value = 0;
+    bool const fits = reads(text, value) && std::isfinite(value) && value > 0;
+    return fits ? "" : "must be a number above 0, not " + text;
+}
+
+std::string any_seed(std::string const& text) {
+    std::uint64_t value = 0;
+    return reads(text, value) ? "" : "must be a whole number from 0 to 2^64-1, not " + text;
+}
+
+std::string known_policy(std::string const& text) {
+    std::string known;
+    for (auto const name : policy_names) {
+        if (text == name) return "";
+        known += (known.empty() ? "" : ", ") + std::string(name);
+    }
+    return "there is no policy " + text + "; choose one of " + known;
+}
+
+/// `name` takes a whole number from `least` to `most`.
+template <class Integer>
+void count(CLI::App& app, std::string const& name, Integer& value, long least, long most, std::string const& what) {
+    auto const check = [=](std::string const& text) -> std::string {
+        long given = 0;
+        if (reads(text, given) && least <= given && given <= most) return "";
+        return "must be a whole number from " + std::to_string(least) + " to " + std::to_string(most) + ", not " + text;
+    };
+    app.add_option(name, value, what)->check(CLI::Validator(check, ""))->type_name("N")->capture_default_str();
+}
+
+void file(CLI::App& app, std::string const& name, std::string& value, std::string const& what) {
+    app.add_option(name, value, what)->type_name("FILE");
+}
+
+void add_options(CLI::App& app, options& to) {
+    constexpr long many = 1'000'000'000;
+    app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+    app.option_defaults()->group("Model and data");
+    count(app, "--layers", to.model.blocks, 1, 10'000, "transformer blocks between embedding and head");
+    count(app, "--width", to.model.width, 1, 65'536, "channels of the residual stream");
+    count(app, "--heads", to.model.heads, 1, 65'536, "attention heads; must divide the width");
+    count(app, "--context", to.model.context, 1, 65'536, "bytes that the model looks back on");
+    app.add_option("--data", to.data,
+                   "files, and folders with all that is in them; text or any\n"
+                   "bytes (default: copipe's own headers, examples and docs)")
+        ->expected(1, -1)
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+        ->type_name("PATH");
+
+    app.option_defaults()->group("Training");
+    count(app, "--steps", to.steps, 1, many, "steps to train, those before a resumption included");
+    count(app, "--micro-batch-size", to.micro_batch_size, 1, 65'536, "pieces of text, each as long as the context");
+    app.add_option("--learning-rate", to.learning_rate,
+                   "its peak, after a warm-up over the first tenth of the\nsteps and before a cosine decay to a tenth")
+        ->check(CLI::Validator(positive, ""))
+        ->type_name("X")
+        ->capture_default_str();
+    app.add_option("--seed", to.seed, "of the first weights, the order of the data, the sample")
+        ->check(CLI::Validator(any_seed, ""))
+        ->type_name("N")
+        ->capture_default_str();
+    count(app, "--eval-every", to.eval_every, 0, many, "steps between measuring the loss on held-out text; 0: never");
+    count(app, "--sample", to.sample, 0, 1'000'000, "bytes of text that the model writes after training");
+
+    app.option_defaults()->group("Pipeline");
+    app.add_option("--policy", to.policy,
+                   "schedule: sequential (no pipeline), gpipe, one_f_one_b,\ndualpipe or dualpipe_v")
+        ->check(CLI::Validator(known_policy, ""))
+        ->type_name("NAME")
+        ->capture_default_str();
+    count(app, "--ranks", to.pipeline.ranks, 1, 1024, "at best one per core; always 1 with --policy sequential");
+    count(app, "--micro-batches", to.pipeline.micro_batches, 1, 1'000'000, "micro-batches per step");
+    app.add_flag("--compare", to.compare, "train a few steps under every policy instead, and print\na table");
+
+    app.option_defaults()->group("Files");
+    file(app, "--checkpoint", to.checkpoint,
+         "safetensors file to save at the end and when interrupted;\nreplaces an older one");
+    count(app, "--checkpoint-every", to.checkpoint_every, 0, many, "steps between saves; 0: at the end only");
+    file(app, "--resume", to.resume,
+         "checkpoint to go on from; policy and ranks may be others,\nmodel, data and seed must be the same");
+    file(app, "--log", to.log, "a line of JSON per step; a resumed run appends to it");
+    file(app, "--timeline", to.timeline,
+         "planned and measured timeline of the last steps, to open\nin https://ui.perfetto.dev");
+}
+
+/// Throws usage_error for options that do not go together.
+void require_consistent(options const& asked) {
+    if (asked.checkpoint_every != 0 && asked.checkpoint.empty())
+        throw usage_error("--checkpoint-every needs --checkpoint, the file to save to");
+    for (auto const& [option, value] : {std::pair{"--checkpoint", &asked.checkpoint},
+                                        {"--resume", &asked.resume},
+                                        {"--log", &asked.log},
+                                        {"--timeline", &asked.timeline}})
+        if (asked.compare && !value->empty())
+            throw usage_error(std::string("--compare writes no files and resumes nothing: leave ") + option + " out");
+}
+
+} // namespace
+
+auto parse(int count, char const* const* arguments) -> std::optional<options> {
+    options found;
+    CLI::App app{description, "train_gpt"};
+    app.footer(footer);
+    app.get_formatter()->column_width(30);
+    app.set_help_flag("-h,--help", "this text");
+    try {
+        add_options(app, found);
+        app.parse(count, arguments);
+    } catch (CLI::CallForHelp const&) {
+        std::cout << app.help();
+        return std::nullopt;
+    } catch (CLI::ParseError const& wrong) {
+        throw usage_error(std::string(wrong.what()) + "; --help lists the options");
+    }
+    require_consistent(found);
+    if (found.policy == copipe::sequential::name && app.count("--ranks") == 0) found.pipeline.ranks = 1;
+    return found;
+}
+
+} // namespace gpt

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the user of train_gpt asks for.
+#pragma once
+
+#include "copipe/schedule/shape.hpp"
+#include "gpt/model.hpp"
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace gpt {
+
+/// The command line of train_gpt; the defaults are what it runs without one.
+struct options {
+    std::string policy = "dualpipe_v";
+    copipe::shape pipeline{.ranks = 2, .micro_batches = 16};
+    config model{.blocks = 8, .width = 128, .heads = 4, .context = 128};
+    int micro_batch_size = 4;
+    std::uint64_t steps = 300;
+    double learning_rate = 3e-3;
+    std::uint64_t seed = 1;
+    std::vector<std::filesystem::path> data{};
+
+    std::uint64_t eval_every = 50;                         ///< steps; 0: never
+    int sample = 400;                                      ///< bytes of text after training
+    std::string checkpoint{}, resume{}, timeline{}, log{}; ///< files; none if empty
+    std::uint64_t checkpoint_every = 0;                    ///< steps; 0: at the end only
+    bool compare = false;
+};
+
+/// How many bytes one step is trained on.
+[[nodiscard]] inline auto tokens_per_step(options const& asked) -> double {
+    return static_cast<double>(asked.pipeline.micro_batches) * asked.micro_batch_size * asked.model.context;
+}
+
+/// What is not an option, or not a value of one.
+class usage_error : public copipe::error {
+public:
+    using error::error;
+};
+
+/// Reads the command line. Nothing when the user asked for help, which is then on standard output. Throws usage_error.
+[[nodiscard]] auto parse(int count, char const* const* arguments) -> std::optional<options>;
+
+} // namespace gpt

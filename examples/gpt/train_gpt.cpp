@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+// Trains a byte-level GPT through a pipeline of ranks. `train_gpt --help` lists what it can be asked for.
+#include "copipe/train/interrupt.hpp"
+#include "copipe/train/learning_rate.hpp"
+#include "gpt/compare.hpp"
+#include "gpt/journal.hpp"
+#include "gpt/options.hpp"
+#include "gpt/sampler.hpp"
+
+#include <algorithm>
+#include <csignal>
+#include <cstdint>
+#include <exception>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <new>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace {
+
+using copipe::host_device;
+using path = std::filesystem::path;
+
+/// The project's own text, where it still lies beside the sources of this program; else the current folder.
+auto default_data() -> std::vector<path> {
+    std::vector<path> found;
+    for (auto const* part : {"include", "examples", "docs", "README.md"}) {
+        path const each = path{TRAIN_GPT_SOURCE_DIR} / part;
+        if (exists(each)) found.push_back(each);
+    }
+    return found.empty() ? std::vector<path>{"."} : found;
+}
+
+auto trainer_options(gpt::options const& asked) -> copipe::trainer_options<host_device> {
+    return {.ranks = asked.pipeline.ranks,
+            .micro_batches = asked.pipeline.micro_batches,
+            .learning_rate = copipe::cosine_rate{.peak = asked.learning_rate,
+                                                 .steps = asked.steps,
+                                                 .warm_up = std::min<std::uint64_t>(asked.steps / 10, 100),
+                                                 .floor = asked.learning_rate / 10},
+            .seed = asked.seed};
+}
+
+/// What is trained, and on what.
+struct task {
+    gpt::options asked;
+    std::vector<path> data;
+    gpt::corpus text;
+    copipe::model<host_device> model;
+    gpt::micro_batches training, validation;
+
+    /// Throws corpus_error and config_error.
+    explicit task(gpt::options const& of)
+        : asked(of),
+          data(of.data.empty() ? default_data() : of.data),
+          text(data, {.context = of.model.context, .seed = of.seed}),
+          model(gpt::make_model(of.model)),
+          training{text.training(), of.micro_batch_size},
+          validation{text.validation(), of.micro_batch_size} {}
+
+    [[nodiscard]] auto layers() const -> int { return static_cast<int>(model.size()); }
+
+    void announce() const {
+        gpt::config const& size = asked.model;
+        std::cout << "model   " << size.blocks << " blocks, width " << size.width << ", " << size.heads
+                  << " heads, context " << size.context << "\ndata   ";
+        for (path const& each : data) std::cout << ' ' << each.lexically_normal().string();
+        std::cout << ": " << copipe::grouped(static_cast<double>(text.bytes().size())) << " bytes\nstep    "
+                  << asked.pipeline.micro_batches << " micro-batches of " << asked.micro_batch_size << " x "
+                  << size.context << " bytes, " << copipe::grouped(gpt::tokens_per_step(asked)) << " together"
+                  << std::endl;
+    }
+};
+
+void compare(task const& of) {
+    std::uint64_t const steps = std::min<std::uint64_t>(of.asked.steps, 8);
+    of.announce();
+    std::cout << "steps   " << steps << " under each policy\n" << std::endl;
+    std::cout << gpt::compare(of.asked.pipeline, of.model, copipe::profile_layers(of.model, of.training),
+                              trainer_options(of.asked), of.training, steps)
+              << std::flush;
+}
+
+/// A run in the order in which bad input shows before anything is written or trained.
+class run {
+public:
+    explicit run(task const& of) : of_(of), asked_(of.asked), plan_(planned(of)) {
+        for (std::string const& file : {asked_.checkpoint, asked_.timeline})
+            if (!file.empty()) copipe::require_writable(file);
+        copipe::trainer_options<host_device> options = trainer_options(asked_);
+        options.layers = plan_.cut;
+        trainer_ = gpt::make_trainer(asked_.policy, of.model, std::move(options));
+        if (!asked_.resume.empty()) trainer_->load(asked_.resume);
+        journal_.emplace(asked_);
+    }
+
+    void announce() const {
+        of_.announce();
+        std::cout << "plan    " << asked_.policy << ": " << gpt::milliseconds(plan_.step_seconds())
+                  << " a step before the update, bubble " << copipe::percent(plan_.mean_bubble_ratio()) << "\n\n"
+                  << gpt::describe(plan_) << std::endl;
+        if (trainer_->steps_done() > 0)
+            std::cout << "resumed after step " << trainer_->steps_done() << " from " << asked_.resume << std::endl;
+    }
+
+    /// Returns the signal that ended training early, or 0.
+    auto train() -> int {
+        copipe::interrupt const asked_to_stop;
+        std::uint64_t const before = trainer_->steps_done();
+        trainer_->fit(of_.training, copipe::steps{asked_.steps - std::min(before, asked_.steps)},
+                      {.on_step = [this](copipe::step_report const& report) { note(report); },
+                       .checkpoint = asked_.checkpoint,
+                       .checkpoint_every = asked_.checkpoint_every,
+                       .stop = asked_to_stop.token()});
+        journal_->finish();
+        if (!asked_.timeline.empty()) journal_->write_timeline(plan_);
+        return trainer_->steps_done() < asked_.steps ? asked_to_stop.signal() : 0;
+    }
+
+    void report(int signal) {
+        std::vector<std::size_t> peaks;
+        for (int rank = 0; rank < asked_.pipeline.ranks; ++rank) peaks.push_back(trainer_->peak_memory(rank));
+        std::cout << '\n' << journal_->table(peaks) << std::flush;
+        if (signal != 0) {
+            std::cout << "\nstopped by " << (signal == SIGINT ? "Ctrl-C" : "SIGTERM") << " after step "
+                      << trainer_->steps_done() << " of " << asked_.steps
+                      << (asked_.checkpoint.empty() ? "; nothing saved, as no --checkpoint was named"
+                                                    : "; go on with --resume " + asked_.checkpoint)
+                      << std::endl;
+        } else if (asked_.sample > 0) {
+            gpt::sampler writer{asked_.model, *trainer_};
+            std::cout << "\na sample\n--------\n"
+                      << gpt::printable(writer.text(static_cast<std::size_t>(asked_.sample), asked_.seed)) << std::endl;
+        }
+    }
+
+private:
+    [[nodiscard]] static auto planned(task const& of) -> gpt::run_plan {
+        auto order = gpt::schedule_of(of.asked.policy, of.asked.pipeline, of.layers());
+        return {std::move(order), copipe::profile_layers(of.model, of.training)};
+    }
+
+    void note(copipe::step_report const& report) {
+        journal_->note(report, trainer_->spans());
+        std::uint64_t const number = report.step + 1;
+        bool const due = asked_.eval_every != 0 && number % asked_.eval_every == 0;
+        if (!due) return;
+        double const loss = trainer_->evaluate(of_.validation, 1);
+        journal_->print("step " + std::to_string(number) + ": loss on held-out text " + copipe::decimal(loss, 4));
+    }
+
+    task const& of_;
+    gpt::options const& asked_;
+    gpt::run_plan plan_;
+    std::unique_ptr<gpt::any_trainer> trainer_{};
+    std::optional<gpt::journal> journal_{};
+};
+
+} // namespace
+
+auto main(int count, char** arguments) -> int {
+    bool started = false;
+    try {
+        gpt::one_blas_thread();
+        auto const asked = gpt::parse(count, arguments);
+        if (!asked) return 0;
+        task const of{*asked};
+        if (asked->compare) {
+            compare(of);
+            return 0;
+        }
+        run all{of};
+        all.announce();
+        started = true;
+        int const signal = all.train();
+        all.report(signal);
+        return signal == 0 ? 0 : 128 + signal;
+    } catch (std::bad_alloc const&) {
+        std::cerr << "train_gpt: there is not enough memory; choose a smaller model or fewer micro-batches\n";
+    } catch (std::exception const& failure) {
+        std::cerr << "train_gpt: " << failure.what() << '\n';
+    }
+    return started ? 1 : 2;
+}
