@@ -424,7 +424,7 @@ private:
             try {
                 done.halves[i].end.check();
             } catch (...) {
-                fail(pieces[i]);
+                fail(pieces[i], i + 1 < pieces.size() ? &pieces[1] : nullptr);
             }
             done.halves[i] = {};
             slot& s = slot_of(pieces[i]);
@@ -465,8 +465,13 @@ private:
             {.start = start, .end = end, .what = c, .rank = rank_, .kind = kind, .reason = reason});
     }
 
-    /// Rethrows the exception in flight with the place where it happened.
-    [[noreturn]] void fail(chunk const& c) const {
+    /// Rethrows the exception in flight with the place where it happened. Launched work of a chunk and of the `partner`
+    /// that overlaps it lies mixed on the stream: then both are named.
+    [[noreturn]] void fail(chunk const& c, chunk const* partner = nullptr) const {
+        std::string const also = !partner ? ""
+                                          : " (or it failed in the overlapped stage " + std::to_string(partner->stage) +
+                                                ", micro-batch " + std::to_string(step_micro_batch(*partner)) + ", " +
+                                                std::string(name(kind_of(partner->what))) + ")";
         try {
             throw;
         } catch (cancelled const&) {
@@ -474,9 +479,9 @@ private:
         } catch (peer_failed const&) {
             throw;
         } catch (std::exception const& reason) {
-            throw chunk_error(rank_, c, step_micro_batch(c), std::current_exception(), reason.what());
+            throw chunk_error(rank_, c, step_micro_batch(c), std::current_exception(), reason.what() + also);
         } catch (...) {
-            throw chunk_error(rank_, c, step_micro_batch(c), std::current_exception(), "an exception of unknown type");
+            throw chunk_error(rank_, c, step_micro_batch(c), std::current_exception(), "an unknown exception" + also);
         }
     }
 
