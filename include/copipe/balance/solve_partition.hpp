@@ -134,8 +134,9 @@ private:
         ticks best_bound = plan_.objective = never;
         for (ticks bound = never - 1;;) {
             auto const [found, slowest] = search.cheapest(bound, time);
+            if (!found) break;
             ticks const sum = search.found().price();
-            if (!found || sum + others * fastest >= plan_.objective) break;
+            if (sum + others * fastest >= plan_.objective) break;
             if (sum + others * slowest < plan_.objective) {
                 plan_.objective = sum + others * slowest;
                 best_bound = bound;
