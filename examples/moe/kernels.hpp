@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The arithmetic of a mixture of experts on the CPU: each kernel is a function object of pointers and sizes, launched as
-// it is on a host stream.
+// The arithmetic of a mixture of experts on the CPU: each kernel is a function object of pointers and sizes, launched
+// as it is on a host stream.
 #pragma once
 
 #include <algorithm>

@@ -36,8 +36,9 @@ struct host_work {
 ///
 /// Input [tokens, width]; tokens may differ by micro-batch and member. Member g of the group holds experts
 /// [g * local, (g + 1) * local); their gradients come from all members' tokens. The router is replicated and its
-/// gradient summed over the members, so that what a group of replicas minimizes is the sum of their losses. First values
-/// depend on the seed and on layer and expert, not on the number of members. `Work` is called as `work(stream, kernel)`.
+/// gradient summed over the members, so that what a group of replicas minimizes is the sum of their losses. First
+/// values depend on the seed and on layer and expert, not on the number of members. `Work` is called as
+/// `work(stream, kernel)`.
 template <copipe::device Device, class Work>
 class mixture {
 public:
@@ -56,7 +57,9 @@ public:
                                 " members of a group of " + std::to_string(net.members()) +
                                 ": give each member of the group equally many");
         }
-        auto const scale = [](std::int64_t inputs) { return copipe::normal(1 / std::sqrt(static_cast<double>(inputs))); };
+        auto const scale = [](std::int64_t inputs) {
+            return copipe::normal(1 / std::sqrt(static_cast<double>(inputs)));
+        };
         declare("router", {n.experts, n.width}, scale(n.width));
         for (std::int64_t e = member * n.local(); e < (member + 1) * n.local(); ++e) {
             declare("up." + std::to_string(e), {n.hidden, n.width}, scale(n.width));
@@ -135,9 +138,9 @@ public:
         tensor const all = c.make(parts.sizes());
         work_(c.stream, kernels::router_backward_weight{n_, s.x.size(0), s.x.data(), s.dlogit.data(), parts.data()});
         for (std::int64_t e = 0; e < n_.local(); ++e) {
-            work_(c.stream, kernels::expert_backward_weight{n_, e, s.arrived.data(), s.dout.data(), s.hidden.data(),
-                                                            s.dhidden.data(), up(e).gradient.data(),
-                                                            down(e).gradient.data()});
+            work_(c.stream,
+                  kernels::expert_backward_weight{n_, e, s.arrived.data(), s.dout.data(), s.hidden.data(),
+                                                  s.dhidden.data(), up(e).gradient.data(), down(e).gradient.data()});
         }
         co_await net_->exchange(c, member_, id(c, pass::router_gradient), parts, all);
         work_(c.stream, kernels::add_parts{n_, all.data(), router().gradient.data()});
@@ -151,7 +154,9 @@ private:
     }
     auto router() -> copipe::parameter& { return parameters_[0]; }
     auto up(std::int64_t expert) -> copipe::parameter& { return parameters_[static_cast<std::size_t>(1 + 2 * expert)]; }
-    auto down(std::int64_t expert) -> copipe::parameter& { return parameters_[static_cast<std::size_t>(2 + 2 * expert)]; }
+    auto down(std::int64_t expert) -> copipe::parameter& {
+        return parameters_[static_cast<std::size_t>(2 + 2 * expert)];
+    }
 
     [[nodiscard]] auto id(copipe::context<Device> const& c, pass what) const -> exchange_id {
         return {layer_, c.micro_batch, what};

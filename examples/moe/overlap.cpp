@@ -15,7 +15,9 @@
 #include "copipe/schedule/zb_h2.hpp"
 #include "copipe/schedule/zb_v.hpp"
 
+#include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdio>
 #include <string>
 
@@ -45,61 +47,57 @@ void print_pairs() {
     }
 }
 
-constexpr copipe::shape size{8, 16};
 constexpr int blocks = 32;
-/// What a rank computes in a step: the makespan of a pipeline that never waits.
-constexpr double computation = 6.0 * blocks / size.ranks * size.micro_batches;
 
+/// A step over what a rank computes: the makespan of a pipeline that never waits.
 template <class Make>
-void print_policy(Make make) {
+void print_policy(copipe::shape size, Make make) {
     using policy = decltype(make(copipe::uniform_costs{}));
     std::printf("| %s |", std::string(policy::name).c_str());
     for (double ratio : ratios) {
-        int const stages = policy{}.placed(size).model_stages();
-        auto const stage = moe::measure_stage(blocks / stages, block(ratio));
+        auto const stage = moe::measure_stage(blocks / policy{}.placed(size).model_stages(), block(ratio));
         copipe::uniform_costs const known{.forward = stage.forward, .input = stage.input, .weight = stage.weight};
-        std::printf(" %.3f |", moe::makespan(make(known), size, blocks, block(ratio)) / computation);
+        double const computed = 6.0 * blocks / size.ranks * size.micro_batches;
+        std::printf(" %.3f |", moe::makespan(make(known), size, blocks, block(ratio)) / computed);
     }
     std::printf("\n");
 }
 template <class Policy>
-void print_policy() {
-    print_policy([]([[maybe_unused]] copipe::uniform_costs const& known) {
-        if constexpr (requires(Policy p) { p.costs = known; }) {
-            Policy planned{};
-            planned.costs = known;
-            return planned;
-        } else {
-            return Policy{};
-        }
+void print_policy(copipe::shape size) {
+    print_policy(size, []([[maybe_unused]] copipe::uniform_costs const& known) {
+        Policy policy{};
+        if constexpr (requires { policy.costs = known; }) policy.costs = known;
+        return policy;
     });
 }
 
-void print_steps() {
-    std::printf("\nSeconds of a step over those that a rank computes: %d ranks, %d micro-batches, %d blocks, by\n"
-                "communication / computation of a block.\n\n| policy |",
-                size.ranks, size.micro_batches, blocks);
+void print_steps(copipe::shape size) {
+    std::printf(
+        "\nSeconds of a step over those that a rank computes in it, by communication / computation of a block:\n"
+        "%d ranks, %d micro-batches, %d blocks.\n\n| policy |",
+        size.ranks, size.micro_batches, blocks);
     for (double ratio : ratios) std::printf(" %.2f |", ratio);
     std::printf("\n|:---|");
     for (std::size_t i = 0; i < ratios.size(); ++i) std::printf("---:|");
     std::printf("\n");
-    print_policy<copipe::gpipe>();
-    print_policy<copipe::one_f_one_b>();
-    print_policy<copipe::interleaved<2>>();
-    print_policy<copipe::interleaved_overlapped<2>>();
-    print_policy<copipe::interleaved_zero_bubble<2>>();
-    print_policy<copipe::zb_h1>();
-    print_policy<copipe::zb_h2>();
-    print_policy<copipe::zb_v>();
-    print_policy<copipe::v_half>();
-    print_policy<copipe::v_min>();
-    print_policy<copipe::dualpipe>();
-    print_policy<copipe::dualpipe_v>();
+    print_policy<copipe::gpipe>(size);
+    print_policy<copipe::one_f_one_b>(size);
+    print_policy<copipe::interleaved<2>>(size);
+    print_policy<copipe::interleaved_overlapped<2>>(size);
+    print_policy<copipe::interleaved_zero_bubble<2>>(size);
+    print_policy<copipe::zb_h1>(size);
+    print_policy<copipe::zb_h2>(size);
+    print_policy<copipe::zb_v>(size);
+    print_policy<copipe::v_half>(size);
+    print_policy<copipe::v_min>(size);
+    print_policy<copipe::dualpipe>(size);
+    print_policy<copipe::dualpipe_v>(size);
 }
 
 } // namespace
 
 auto main() -> int {
     print_pairs();
-    print_steps();
+    print_steps({8, 16});
+    print_steps({8, 32});
 }

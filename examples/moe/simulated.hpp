@@ -11,9 +11,12 @@
 #include "copipe/pipeline/rank_pipeline.hpp"
 #include "copipe/transport/in_process.hpp"
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <utility>
+#include <vector>
 
 namespace moe {
 

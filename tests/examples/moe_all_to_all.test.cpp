@@ -67,9 +67,8 @@ TEST_CASE("every member gets what each other member sent to it") {
         group all{members};
         std::vector<int> wrong(static_cast<std::size_t>(members));
         for (std::int64_t round = 0; round < 20; ++round) {
-            all.team.run([&](int g) {
-                return all.trade(g, round % 3, 1 + 50 * round, wrong[static_cast<std::size_t>(g)]);
-            });
+            all.team.run(
+                [&](int g) { return all.trade(g, round % 3, 1 + 50 * round, wrong[static_cast<std::size_t>(g)]); });
         }
         REQUIRE(wrong == std::vector<int>(static_cast<std::size_t>(members)));
     }

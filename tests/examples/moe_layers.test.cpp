@@ -46,7 +46,8 @@ struct dense {
             }
             std::vector<std::size_t> order(experts.size());
             for (std::size_t e = 0; e < order.size(); ++e) order[e] = e;
-            std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return share[a] > share[b]; });
+            std::sort(order.begin(), order.end(),
+                      [&](auto a, auto b) { return share[a] != share[b] ? share[a] > share[b] : a < b; });
             for (std::size_t place = 0; place < order.size(); ++place) {
                 expert const& own = experts[order[place]];
                 bool const chosen = place < static_cast<std::size_t>(n.top);
@@ -179,8 +180,8 @@ auto agree_with_dense(moe::sizes n, std::vector<std::int64_t> const& tokens,
         auto const router = group[g].values("router", true);
         REQUIRE(router == group[0].values("router", true));
         for (std::size_t i = 0; i < router.size(); ++i) require_close(router[i], whole.slope(whole.router[i], dy));
-        for (std::int64_t e = static_cast<std::int64_t>(g) * n.local(); e < (static_cast<std::int64_t>(g) + 1) * n.local();
-             ++e) {
+        for (std::int64_t e = static_cast<std::int64_t>(g) * n.local();
+             e < (static_cast<std::int64_t>(g) + 1) * n.local(); ++e) {
             expert& own = whole.experts[static_cast<std::size_t>(e)];
             auto const up = group[g].values("up." + std::to_string(e), true);
             auto const down = group[g].values("down." + std::to_string(e), true);
@@ -207,8 +208,10 @@ TEST_CASE("a mixture spread over members has the output and the gradients of the
 }
 
 TEST_CASE("an expert that no token chose has no gradient, and the others theirs") {
-    REQUIRE(agree_with_dense({.width = 3, .hidden = 2, .experts = 8, .members = 2, .top = 1, .tokens = 4}, {2, 1}) == 0);
-    REQUIRE(agree_with_dense({.width = 3, .hidden = 2, .experts = 8, .members = 4, .top = 2, .tokens = 1}, {1, 0, 1, 0}) == 0);
+    REQUIRE(agree_with_dense({.width = 3, .hidden = 2, .experts = 8, .members = 2, .top = 1, .tokens = 4}, {2, 1}) ==
+            0);
+    REQUIRE(agree_with_dense({.width = 3, .hidden = 2, .experts = 8, .members = 4, .top = 2, .tokens = 1},
+                             {1, 0, 1, 0}) == 0);
 }
 
 TEST_CASE("of equally likely experts the first ones are chosen") {

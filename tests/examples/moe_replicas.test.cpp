@@ -39,8 +39,11 @@ constexpr int depth = 3, members = 2, per_replica = 4;
 auto network(moe::all_to_all<host_device>& net, int member) -> copipe::model<host_device> {
     copipe::model<host_device> layers;
     for (int i = 0; i < depth; ++i) {
-        layers.add(layer{net, member, i,
-                         {.width = toy::width, .hidden = 3, .experts = 4, .members = net.members(), .top = 2, .tokens = 5}});
+        layers.add(
+            layer{net,
+                  member,
+                  i,
+                  {.width = toy::width, .hidden = 3, .experts = 4, .members = net.members(), .top = 2, .tokens = 5}});
     }
     layers.add(toy::distance{});
     return layers;
@@ -56,7 +59,8 @@ struct share {
     void load(std::uint64_t index, copipe::host_array& input, copipe::host_array& target) const {
         if (index == broken) throw std::runtime_error("unreadable micro-batch");
         std::uint64_t const whole = (index / per_replica * of + replica) * per_replica + index % per_replica;
-        toy::numbers{[](std::uint64_t i) { return static_cast<std::int64_t>(1 + i * 3 % 5); }}.load(whole, input, target);
+        toy::numbers{[](std::uint64_t i) { return static_cast<std::int64_t>(1 + i * 3 % 5); }}.load(whole, input,
+                                                                                                    target);
     }
 };
 

@@ -92,8 +92,7 @@ TEST_CASE("a pair's cost is that of two streams, for random chunks") {
         double const b_came = std::max(f_came, computed) + b.exchange;
         double const f_end = std::max(computed, f_came) + f.after;
         REQUIRE(twins::seconds(f, b, true) == std::max(f_end, b_came) + b.after);
-        REQUIRE(twins::seconds(f, b, false) ==
-                f.before + f.exchange + f.after + b.before + b.exchange + b.after);
+        REQUIRE(twins::seconds(f, b, false) == f.before + f.exchange + f.after + b.before + b.exchange + b.after);
     }
 }
 
@@ -122,7 +121,8 @@ TEST_CASE("the engine's step with mixtures takes what the evaluator says of the 
             copipe::uniform_costs const costs{
                 .forward = chunk.forward, .input = chunk.input, .weight = chunk.weight, .overlapped = chunk.pair};
             double const said =
-                copipe::evaluate(copipe::programs(policy, size), policy.placed(size), size.micro_batches, costs).makespan;
+                copipe::evaluate(copipe::programs(policy, size), policy.placed(size), size.micro_batches, costs)
+                    .makespan;
             INFO(policy.name << " exchange " << exchange);
             REQUIRE(moe::makespan(policy, size, 2 * stages, block) == said);
         }
