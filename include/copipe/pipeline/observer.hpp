@@ -11,8 +11,8 @@ namespace copipe {
 /// Whoever wants to know what each rank did and waited for.
 ///
 /// `o.record(span)` is called once per finished span, on the thread of the rank it names, by several ranks at once; it
-/// must be quick and must not throw. A rank's spans of one kind come in order of time. Seconds are those of the
-/// device's clock.
+/// must be quick and must not throw. A rank's chunks, waits and sends come in order of time, a receive together with
+/// the chunk that needed it. Seconds are those of the device's clock.
 template <class O>
 concept observer = requires(O& o, span const& measured) {
     { o.record(measured) } noexcept;
