@@ -26,9 +26,10 @@ public:
         for (int e = graph.edges.count() - 1; e >= 0; --e) {
             auto const [from, to, device] = graph.edges[e];
             int const end = first_[to];
-            if (end == nowhere || !within(costs_.floor(device, end, end), bound)) continue;
+            if (end == nowhere) continue;
             int& first = near_[e] = std::min(near_[e], end);
-            while (!within(costs_.floor(device, first, end), bound)) ++first;
+            while (first < end && !within(costs_.floor(device, first, end), bound)) ++first;
+            if (first == end && !within(costs_.floor(device, end, end), bound)) continue;
             while (first > 0 && within(costs_.floor(device, first - 1, end), bound)) --first;
             first_[from] = std::min(first_[from], first);
         }

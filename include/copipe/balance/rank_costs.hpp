@@ -29,7 +29,8 @@ class rank_costs {
 public:
     explicit rank_costs(partition_problem const& problem)
         : problem_(problem), forward_(problem.forward), parameters_(problem.parameters),
-          activations_(problem.activations), own_work_(!problem.costs.empty()), limited_(!problem.capacity.empty()) {
+          activations_(problem.activations), own_work_(!problem.costs.empty()), limited_(!problem.capacity.empty()),
+          plain_(!limited_ && !problem.lock_step && problem.sync == 0) {
         for (int rank = 0; rank < problem.ranks; ++rank) slow_.push_back(problem.slowness(rank));
         for (auto const& own : problem.costs) work_.push_back(own);
         if (work_.empty()) work_.push_back(problem.weights);
@@ -46,15 +47,8 @@ public:
     /// Work, recomputation included, but no messages; `never` where the memory does not suffice. Never less where a
     /// stage gets more layers.
     [[nodiscard]] ticks floor(int rank, int a, int b, int c = 0, int d = 0) const {
-        ticks work = work_[own_work_ * rank](a, b) + work_[own_work_ * rank](c, d);
-        if (problem_.lock_step) {
-            ticks const one_way = forward_(a, b) + work_[0](c, d) - forward_(c, d);
-            work = std::max(one_way, work - one_way);
-        }
-        if (problem_.sync > 0) work += 2 * rank * problem_.sync * parameters_(a, b);
-        if (!limited_) return slow_[rank] * work;
-        ticks const extra = extra_time(rank, a, b, c, d);
-        return extra == never ? never : slow_[rank] * (work + extra);
+        ticks const work = work_[own_work_ * rank](a, b) + work_[own_work_ * rank](c, d);
+        return plain_ ? slow_[rank] * work : special_time(rank, work, a, b, c, d);
     }
     /// The same with messages: what counts where a rank has one stage.
     [[nodiscard]] ticks time(int rank, int begin, int end) const {
@@ -88,6 +82,15 @@ public:
     [[nodiscard]] bool exact() const noexcept { return exact_; }
 
 private:
+    [[nodiscard]] ticks special_time(int rank, ticks work, int a, int b, int c, int d) const {
+        if (problem_.lock_step) {
+            ticks const one_way = forward_(a, b) + work_[0](c, d) - forward_(c, d);
+            work = std::max(one_way, work - one_way);
+        }
+        if (problem_.sync > 0) work += 2 * rank * problem_.sync * parameters_(a, b);
+        ticks const extra = limited_ ? extra_time(rank, a, b, c, d) : 0;
+        return extra == never ? never : slow_[rank] * (work + extra);
+    }
     [[nodiscard]] ticks extra_time(int rank, int a, int b, int c, int d) const {
         if (saves_.empty()) return recomputed(rank, a, b, c, d).extra;
         auto const [known, is_new] = known_.try_emplace({rank, a, b});
@@ -104,7 +107,7 @@ private:
     row<running_sums> work_;
     row<ticks> slow_, saves_;
     int own_work_; ///< 1 where each rank has its own sums of work, else 0
-    bool limited_;
+    bool limited_, plain_;
     mutable std::map<std::tuple<int, int, int>, ticks> known_;
     mutable bool exact_ = true;
 };
