@@ -5,7 +5,6 @@
 
 #include "copipe/schedule/evaluate.hpp"
 
-#include <algorithm>
 #include <array>
 #include <limits>
 #include <utility>
@@ -44,17 +43,15 @@ public:
     /// The programs of all ranks; none if the pattern does not fit into memory.
     constexpr std::vector<program> run() {
         std::vector<program> all(at_.size());
-        for (int rank = 0; rank < where_.ranks; ++rank) wake(rank, 0);
         for (auto left = index(3 * where_.stages()) * index(micro_batches_); left > 0;) {
-            if (agenda_.empty()) return {};
-            std::pop_heap(agenda_.begin(), agenda_.end(), later_first);
-            auto const [time, rank] = agenda_.back();
-            agenda_.pop_back();
-            if (at_[index(rank)].wake != time) continue; // woken earlier, and then busy
+            int rank = 0;
+            for (int other = 1; other < where_.ranks; ++other)
+                if (at_[index(other)].wake < at_[index(rank)].wake) rank = other;
+            if (at_[index(rank)].wake == never) return {};
             int const leg = choice(rank);
             if (leg == idle) continue;
             if (leg == weight)
-                settle(rank, all[index(rank)]);
+                settle(at_[index(rank)], all[index(rank)]);
             else
                 all[index(rank)].push_back(advance(rank, leg));
             --left;
@@ -65,7 +62,6 @@ public:
 private:
     static constexpr double never = std::numeric_limits<double>::infinity();
     static constexpr int weight = -1, idle = -2; ///< choices other than a leg
-    static constexpr auto later_first = [](auto const& a, auto const& b) { return a > b; };
 
     struct state {
         double wake = 0, free = 0;  ///< when the rank decides next; when its last chunk ends
@@ -99,54 +95,39 @@ private:
                 heads = how_.strict ? 0 : heads - 1;
             }
             open += is_forward(leg) ? 1 : -1;
-            peak = std::max(peak, open);
+            if (open > peak) peak = open;
         }
         if (owes && (!how_.patient || due - me.wake >= costs_.weight)) return weight;
-        me.wake = never;
-        if (later < never) wake(rank, later);
+        me.wake = later;
         return idle;
-    }
-
-    constexpr void wake(int rank, double time) {
-        at_[index(rank)].wake = time;
-        agenda_.emplace_back(time, rank);
-        std::push_heap(agenda_.begin(), agenda_.end(), later_first);
-    }
-
-    /// The rank is busy from now on.
-    constexpr void work(int rank, double seconds) {
-        state& me = at_[index(rank)];
-        me.free = me.wake + seconds;
-        wake(rank, me.free);
     }
 
     /// Runs the chunk that is due on the leg and hands its output on.
     constexpr chunk advance(int rank, int leg) {
         state& me = at_[index(rank)];
         int const m = me.next[index(leg)]++;
-        work(rank, is_forward(leg) ? costs_.forward : costs_.input);
+        me.free = me.wake += is_forward(leg) ? costs_.forward : costs_.input;
         int const at = position(leg, rank);
         bool const turns = at + 1 == where_.ranks;
         if (!turns || leg + 1 < legs_) {
             int const next_leg = turns ? leg + 1 : leg, next_at = turns ? 0 : at + 1;
             double& there = arrival(next_leg, next_at, m);
             there = me.free + (turns ? 0 : costs_.communication);
-            int const receiver = next_leg % 2 == 0 ? next_at : where_.ranks - 1 - next_at;
-            double const time = std::max(there, at_[index(receiver)].free);
-            if (time < at_[index(receiver)].wake) wake(receiver, time);
+            state& receiver = at_[index(next_leg % 2 == 0 ? next_at : where_.ranks - 1 - next_at)];
+            double const time = there > receiver.free ? there : receiver.free;
+            if (time < receiver.wake) receiver.wake = time;
         }
         int const stage = where_.stage_of(rank, is_forward(leg) ? leg : legs_ - 1 - leg);
         return {is_forward(leg) ? op::forward : op::backward_input, stage, m};
     }
 
     /// Runs the oldest weight gradient that the rank owes.
-    constexpr void settle(int rank, program& order) {
-        state& me = at_[index(rank)];
+    constexpr void settle(state& me, program& order) {
         while (order[me.oldest_owed].front().what != op::backward_input) ++me.oldest_owed;
         chunk const input = order[me.oldest_owed++].front();
         order.emplace_back(op::backward_weight, input.stage, input.micro_batch);
+        me.free = me.wake += costs_.weight;
         ++me.settled;
-        work(rank, costs_.weight);
     }
 
     /// The leg whose chunk at the cursor stands first in the pattern.
@@ -177,42 +158,31 @@ private:
     int legs_;
     std::array<double, 4> start_{};
     std::vector<state> at_;
-    std::vector<std::pair<double, int>> agenda_; ///< a heap of wake-ups, with ranks; some are outdated
     std::vector<double> arrivals_; ///< of each chunk's input, by leg, place on the leg and micro-batch
 };
 
-/// A member of the family: `costs` to plan for, `patterns` to choose from, `memory(shape)` that bounds live chunks.
-template <class Policy>
-concept zero_bubble_policy = requires(Policy const policy, shape size) {
-    { policy.costs } -> std::convertible_to<uniform_costs>;
-    { policy.memory(size) } -> std::same_as<int>;
-    { Policy::patterns[0] } -> std::convertible_to<stable_pattern>;
-};
-
-/// The policy's best plan for its costs: the shortest makespan, then the shortest span of the longest rank, over
-/// patterns, habits, and planning with the costs or with F = I = W. A long step is judged by its first 3P
-/// micro-batches, for what follows repeats them.
-template <zero_bubble_policy Policy>
-constexpr std::vector<program> plan_zero_bubble(Policy const& policy, shape size) {
-    auto const where = policy.placed(size);
-    int const trial = std::min(size.micro_batches, 3 * size.ranks);
-    std::pair best{std::numeric_limits<double>::infinity(), 0.0}; // makespan, longest
+/// The best plan for the costs: the shortest makespan, then the shortest span of the longest rank, over patterns and
+/// habits, planned with the costs or with F = I = W. A long step is judged by its first 3P micro-batches, for what
+/// follows repeats them. `memory` bounds the live chunks of a rank.
+constexpr std::vector<program> plan_zero_bubble(placement const& where, int micro_batches, int memory,
+                                                uniform_costs const& costs, std::span<stable_pattern const> patterns) {
+    int const trial = micro_batches < 3 * where.ranks ? micro_batches : 3 * where.ranks;
+    double makespan = std::numeric_limits<double>::infinity(), longest = makespan;
     std::vector<program> chosen;
-    for (stable_pattern const& pattern : Policy::patterns)
-        for (int run = policy.costs == uniform_costs{} ? 8 : 0; run < 12; ++run) {
+    for (stable_pattern const& pattern : patterns)
+        for (int run = costs == uniform_costs{} ? 8 : 0; run < 12; ++run) {
             stable_pattern_planner::habits const how{(run & 1) != 0, (run & 2) != 0, (run & 4) == 0};
-            auto const plan = [&](int micro_batches) {
-                auto const costs = run < 8 ? policy.costs : uniform_costs{};
-                return stable_pattern_planner(where, micro_batches, policy.memory(size), costs, pattern, how).run();
+            auto const plan = [&](int length) {
+                auto const believed = run < 8 ? costs : uniform_costs{};
+                return stable_pattern_planner(where, length, memory, believed, pattern, how).run();
             };
             auto tried = plan(trial);
             if (tried.empty()) continue;
-            auto const told = evaluate(tried, where, trial, policy.costs);
-            if (std::pair found{told.makespan, told.longest}; found < best) {
-                best = found;
-                if (trial < size.micro_batches) tried = plan(size.micro_batches);
-                chosen = std::move(tried);
-            }
+            auto const told = evaluate(tried, where, trial, costs);
+            if (told.makespan > makespan || (told.makespan == makespan && told.longest >= longest)) continue;
+            makespan = told.makespan, longest = told.longest;
+            if (trial < micro_batches) tried = plan(micro_batches);
+            chosen = std::move(tried);
         }
     return chosen;
 }

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// Proves, predicts, draws and compares pipeline schedules. `copipe --help` lists what it can be asked for.
+#include "commands.hpp"
+
+#include <exception>
+#include <iostream>
+#include <new>
+
+int main(int count, char** arguments) {
+    try {
+        auto const asked = read_options(count, arguments);
+        int code = 0;
+        if (asked) {
+            auto const run = asked->command == "schedule"   ? print_schedule
+                             : asked->command == "check"    ? check_file
+                             : asked->command == "simulate" ? simulate_step
+                                                            : compare_policies;
+            code = run(*asked);
+        }
+        if (!std::cout.flush()) throw usage_error("cannot write to standard output");
+        return code;
+    } catch (std::bad_alloc const&) {
+        std::cerr << "copipe: this step does not fit into memory\n";
+    } catch (std::exception const& wrong) {
+        std::cerr << "copipe: " << wrong.what() << '\n';
+    }
+    return 2;
+}
