@@ -255,6 +255,27 @@ TEST_CASE("fit counts steps and epochs, saves on the way, and stops after the st
     CHECK(resumed.step(data).loss == with.step(data).loss);
 }
 
+TEST_CASE("what no training can come of is refused at the start, in words") {
+    struct empty : toy::numbers {
+        static auto size() -> std::uint64_t { return 0; }
+    };
+    trainer<gpipe> with{toy::network(8), options(2)};
+    CHECK_THROWS_WITH(with.fit(empty{}, epochs{1}), says("no micro-batches"));
+    CHECK_THROWS_AS(with.fit(toy::numbers{}, steps{1}, {.checkpoint = "/nowhere/at/all"}), file_error);
+    CHECK(with.steps_done() == 0);
+    toy::numbers const weightless{[](std::uint64_t) { return std::int64_t{0}; }};
+    CHECK_THROWS_WITH(with.step(weightless), says("micro-batches 0 to 7 add up to 0"));
+    struct twice : toy::dense {
+        twice() : dense("") {}
+        parameter v{.name = "w", .sizes = {3}};
+        auto parameters() { return std::array{&w, &v}; }
+    };
+    model<host_device> layers;
+    twice both;
+    layers.add(both).add(toy::distance{});
+    CHECK_THROWS_WITH((trainer<gpipe>{layers}), says("layers.0.w is declared twice"));
+}
+
 TEST_CASE("what a step measured accounts for all ranks' time") {
     trainer<one_f_one_b> with{toy::network(8), options(4)};
     auto const report = with.step(toy::numbers{});

@@ -90,7 +90,7 @@ enum class host_execution : bool { worker_thread, inline_ };
 
 /// A FIFO of launches. One host thread enqueues (the rank's); a full queue of 256 launches blocks it, as CUDA does.
 ///
-/// `launch(f)` enqueues any trivially destructible callable of at most 240 bytes: it must capture pointers and sizes,
+/// `launch(f)` enqueues any trivially destructible callable of at most 232 bytes: it must capture pointers and sizes,
 /// never tensors, as a CUDA kernel would. If it throws, later launches are skipped until the failure has been reported:
 /// by `check` of a later event, or by `synchronize`.
 class host_stream {
@@ -171,7 +171,7 @@ private:
     template <class F>
     void enqueue(F f) {
         static_assert(sizeof(F) <= sizeof(slot::callable) && alignof(F) <= 16,
-                      "a launch captures at most 232 bytes: pass a pointer to a struct that outlives it");
+                      "a launch captures at most 232 bytes: pass a pointer to a struct that lives until the launch has run");
         static_assert(std::is_trivially_destructible_v<F>,
                       "a launch captures pointers and sizes, not owners: keep tensors alive on the host instead");
         if (!queue_) {

@@ -38,7 +38,7 @@ struct context {
     typename Device::stream& stream; ///< the rank's compute stream
     std::int64_t micro_batch = 0;    ///< number of the micro-batch within the step, over both directions
     bool training = true;            ///< false in evaluation: no backward will follow
-    tensor target{};                 ///< last stage only: what the dataset gave as target
+    tensor target{};                 ///< in the last stage's forward only: what the dataset gave as target
     float scale = 1;                 ///< last stage only: this micro-batch's share of the step's loss
 
     /// Memory for this chunk, on the compute stream; its contents are undefined.

@@ -2,6 +2,7 @@
 // Where micro-batches come from: what the pipeline asks of a dataset.
 #pragma once
 
+#include "copipe/error.hpp"
 #include "copipe/model/tensor.hpp"
 
 #include <concepts>
@@ -10,6 +11,12 @@
 #include <vector>
 
 namespace copipe {
+
+/// A dataset that no step can be made from: it has no micro-batches, or those of a step count for nothing.
+class dataset_error : public error {
+public:
+    using error::error;
+};
 
 /// An array in host memory that keeps its capacity when it is filled again.
 class host_array {

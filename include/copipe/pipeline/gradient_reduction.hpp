@@ -49,11 +49,6 @@ template <device Device>
                     auto const [found, added] =
                         known.try_emplace(p->tie.empty() ? name : "tie." + p->tie, groups.size(), p->sizes);
                     if (added) groups.push_back({name, {}});
-                    if (found->second.second != p->sizes) {
-                        throw model_error(name + " " + to_string(p->sizes) + " is tied as '" + p->tie + "' to " +
-                                          groups[found->second.first].name + " " + to_string(found->second.second) +
-                                          ": tied parameters have equal sizes");
-                    }
                     auto& uses = groups[found->second.first].uses;
                     bool const twice = std::any_of(uses.begin(), uses.end(), [&](parameter_use const& use) {
                         return p->tie.empty() && use.stage == stage && use.layer == layer;
@@ -61,6 +56,11 @@ template <device Device>
                     if (twice)
                         throw model_error(name +
                                           " is declared twice by its layer: give each parameter a name of its own");
+                    if (found->second.second != p->sizes) {
+                        throw model_error(name + " " + to_string(p->sizes) + " is tied as '" + p->tie + "' to " +
+                                          groups[found->second.first].name + " " + to_string(found->second.second) +
+                                          ": tied parameters have equal sizes");
+                    }
                     uses.push_back({where.rank_of(stage), stage, layer, index++});
                 }
             }

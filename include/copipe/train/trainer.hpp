@@ -4,6 +4,7 @@
 #pragma once
 
 #include "copipe/device/host.hpp"
+#include "copipe/observe/atomic_file.hpp"
 #include "copipe/observe/recorder.hpp"
 #include "copipe/observe/summary.hpp"
 #include "copipe/pipeline/gradient_reduction.hpp"
@@ -167,6 +168,7 @@ public:
     /// Trains for a number of steps; returns how many were done (fewer when stopped).
     template <dataset Data>
     auto fit(Data const& data, steps until, fit_options const& options = {}) -> std::uint64_t {
+        if (!options.checkpoint.empty()) require_writable(options.checkpoint); // now, not after hours
         std::uint64_t done = 0;
         while (done < until.count && !options.stop.stop_requested()) {
             step_report const report = step(data);
@@ -180,6 +182,7 @@ public:
     }
     template <dataset Data>
     auto fit(Data const& data, epochs until, fit_options const& options = {}) -> std::uint64_t {
+        if (data.size() == 0) throw dataset_error("the dataset has no micro-batches, so an epoch of it has no end");
         double const total = until.count * static_cast<double>(data.size()) / plan_.micro_batches;
         return fit(data, steps{static_cast<std::uint64_t>(std::ceil(total))}, options);
     }
