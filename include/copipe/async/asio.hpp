@@ -16,7 +16,9 @@
 #include <boost/asio/post.hpp>
 #include <boost/system/system_error.hpp>
 
+#include <array>
 #include <coroutine>
+#include <cstddef>
 #include <exception>
 #include <memory>
 #include <optional>
@@ -41,15 +43,38 @@ private:
         if (io_->stopped()) io_->restart();
         io_->run_one();
     }
-    void notify() noexcept override {
-        // Only this handler takes what was handed over: so none is left behind when the last coroutine has ended.
-        boost::asio::post(*io_, [this] {
-            take_woken();
-            while (run_one()) {
-            }
-        });
-    }
+    void notify() noexcept override { boost::asio::post(*io_, doorbell{this}); }
 
+    /// The handler that drives the run queue after a hand-over. Only it takes what was handed over: so there is at most
+    /// one at a time, in memory of the executor's own, and none is left behind when the last coroutine has ended.
+    struct doorbell {
+        asio_executor* self;
+
+        template <class T>
+        struct own_memory {
+            using value_type = T;
+            asio_executor* self;
+
+            explicit own_memory(asio_executor* owner) noexcept : self(owner) {}
+            template <class U>
+            own_memory(own_memory<U> const& other) noexcept : self(other.self) {}
+            [[nodiscard]] auto allocate(std::size_t) const noexcept -> T* {
+                static_assert(sizeof(T) <= sizeof self->doorbell_memory_, "asio needs more memory for a handler");
+                return reinterpret_cast<T*>(self->doorbell_memory_.data());
+            }
+            static void deallocate(T*, std::size_t) noexcept {}
+            [[nodiscard]] auto operator==(own_memory const&) const noexcept -> bool = default;
+        };
+        using allocator_type = own_memory<std::byte>;
+        [[nodiscard]] auto get_allocator() const noexcept -> allocator_type { return allocator_type{self}; }
+
+        void operator()() const {
+            self->take_woken();
+            while (self->run_one()) {}
+        }
+    };
+
+    alignas(std::max_align_t) std::array<std::byte, 128> doorbell_memory_;
     boost::asio::io_context* io_;
 };
 

@@ -67,7 +67,7 @@ public:
         waking_.fetch_add(1, std::memory_order_relaxed);
         waiter* first = remote_.load(std::memory_order_relaxed);
         do ready.next = first;
-        while (!remote_.compare_exchange_weak(first, &ready, std::memory_order_release, std::memory_order_relaxed));
+        while (!remote_.compare_exchange_weak(first, &ready, std::memory_order_acq_rel, std::memory_order_relaxed));
         if (!first) notify();
         waking_.fetch_sub(1, std::memory_order_release);
     }
@@ -106,7 +106,7 @@ protected:
 
     /// Moves the coroutines handed over from outside into the run queue.
     void take_woken() noexcept {
-        waiter* newest = remote_.exchange(nullptr, std::memory_order_acquire);
+        waiter* newest = remote_.exchange(nullptr, std::memory_order_acq_rel);
         waiter* oldest = nullptr;
         while (newest) {
             waiter* const next = std::exchange(newest->next, oldest);
