@@ -14,9 +14,7 @@ using context = copipe::context<copipe::host_device>;
 struct dense {
     std::int64_t in, out;
     copipe::parameter weight{.name = "weight", .sizes = {in, out}, .first = copipe::normal(1.0 / std::sqrt(in))};
-    struct saved { // what one micro-batch keeps until its backward
-        tensor x, y, g;
-    };
+    struct saved { tensor x, y, g; }; // what one micro-batch keeps until its backward
     auto parameters() { return std::array{&weight}; }
 
     auto forward(context& c, tensor x, saved& s) -> tensor {
@@ -48,7 +46,8 @@ struct dense {
         return dx;
     }
     void backward_weight(context& c, saved& s) { // adds: gradients accumulate over the micro-batches of a step
-        c.stream.launch([n = s.x.size(0), i = in, o = out, x = s.x.data(), g = s.g.data(), dw = weight.gradient.data()] {
+        float* const dw = weight.gradient.data();
+        c.stream.launch([n = s.x.size(0), i = in, o = out, x = s.x.data(), g = s.g.data(), dw] {
             for (std::int64_t r = 0; r < n; ++r)
                 for (std::int64_t j = 0; j < i; ++j)
                     for (std::int64_t k = 0; k < o; ++k) dw[j * o + k] += x[r * i + j] * g[r * o + k];
@@ -58,9 +57,7 @@ struct dense {
 
 // The last layer returns the loss of the micro-batch: here half the mean squared error.
 struct squared_error {
-    struct saved {
-        tensor d;
-    };
+    struct saved { tensor d; };
     auto forward(context& c, tensor y, saved& s) -> tensor {
         s.d = c.make(y.sizes());
         tensor loss = c.make({1});
@@ -85,14 +82,16 @@ struct sine { // micro-batch `index` is always the same 16 points
         float* const x = input.resize<float>({16, 1}, copipe::dtype::f32);
         float* const y = target.resize<float>({16, 1}, copipe::dtype::f32);
         copipe::counter_random const random{1, index};
-        for (std::uint64_t i = 0; i < 16; ++i) y[i] = 0.8F * std::sin(3 * (x[i] = static_cast<float>(2 * random.uniform(i) - 1)));
+        for (std::uint64_t i = 0; i < 16; ++i)
+            y[i] = 0.8F * std::sin(3 * (x[i] = 2 * static_cast<float>(random.uniform(i)) - 1));
     }
 };
 
 auto main() -> int {
     copipe::model<copipe::host_device> layers;
     layers.add(dense{1, 32}).add(dense{32, 32}).add(dense{32, 1}).add(squared_error{});
-    copipe::trainer<copipe::dualpipe_v> trainer{layers, {.ranks = 2, .micro_batches = 8, .learning_rate = [](auto) { return 1e-2; }}};
+    copipe::trainer<copipe::dualpipe_v> trainer{
+        layers, {.ranks = 2, .micro_batches = 8, .learning_rate = copipe::constant_rate{1e-2}}};
     for (int step = 0; step <= 300; ++step) {
         auto const report = trainer.step(sine{});
         if (step % 100 == 0) std::printf("step %3d  loss %.5f\n", step, report.loss);

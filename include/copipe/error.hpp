@@ -7,8 +7,8 @@
 
 namespace copipe {
 
-/// Base of all copipe exceptions. `what()` is one sentence that names what is at fault (rank, stage, micro-batch, file or
-/// option) and what to do about it; derived types carry the same facts as members.
+/// Base of all copipe exceptions. `what()` is one sentence that names what is at fault (rank, stage, micro-batch, file
+/// or option) and what to do about it; derived types carry the same facts as members.
 class error : public std::runtime_error {
 public:
     explicit error(std::string const& sentence) : std::runtime_error(sentence) {}

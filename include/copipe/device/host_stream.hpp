@@ -171,7 +171,7 @@ private:
     template <class F>
     void enqueue(F f) {
         static_assert(sizeof(F) <= sizeof(slot::callable) && alignof(F) <= 16,
-                      "a launch captures at most 232 bytes: pass a pointer to a struct that lives until the launch has run");
+                      "a launch captures at most 232 bytes: pass a pointer to what lives until it has run");
         static_assert(std::is_trivially_destructible_v<F>,
                       "a launch captures pointers and sizes, not owners: keep tensors alive on the host instead");
         if (!queue_) {

@@ -59,7 +59,7 @@ concept now_or_later = std::same_as<R, T> || std::same_as<R, task<T>>;
 ///         struct saved { copipe::tensor x, dy; };                 // what a micro-batch keeps from F to B or W
 ///         auto parameters() -> std::array<copipe::parameter*, 2>; // may be left out if there are none
 ///         auto forward(context& c, tensor x, saved& s) -> tensor;         // returns y
-///         auto backward_input(context& c, tensor dy, saved& s) -> tensor; // returns dx, empty if x is the model's input
+///         auto backward_input(context& c, tensor dy, saved& s) -> tensor; // returns dx; the first layer may return {}
 ///         void backward_weight(context& c, saved& s);             // adds to the gradients; left out with parameters
 ///     };
 ///

@@ -11,8 +11,8 @@
 
 namespace copipe {
 
-/// A layer around a layer: the same numbers to the bit, one forward more, and between forward and backward no more memory
-/// than the input (and, of a loss layer, the target).
+/// A layer around a layer: the same numbers to the bit, one forward more, and between forward and backward no more
+/// memory than the input (and, of a loss layer, the target).
 template <class L>
 struct recomputed {
     struct saved {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Moves layers between ranks at a step boundary: parameters and optimizer state travel over the transport into new memory,
-// and only when all ranks have everything does any of them let go of the old.
+// Moves layers between ranks at a step boundary: parameters and optimizer state travel over the transport into new
+// memory, and only when all ranks have everything does any of them let go of the old.
 #pragma once
 
 #include "copipe/async/scope.hpp"
@@ -15,12 +15,13 @@
 
 namespace copipe {
 
-/// One rank's part in a change of partition. `transfer` on all ranks, then `commit` on all: if any transfer throws, destroying
-/// the object leaves the rank as it was.
+/// One rank's part in a change of partition. `transfer` on all ranks, then `commit` on all: if any transfer throws,
+/// destroying the object leaves the rank as it was.
 template <device Device, transport_endpoint<Device> Endpoint>
 class migration {
 public:
-    migration(rank_pipeline<Device, Endpoint>& pipeline, model<Device> const& layers, partition const& from, partition const& to)
+    migration(rank_pipeline<Device, Endpoint>& pipeline, model<Device> const& layers, partition const& from,
+              partition const& to)
         : pipeline_(&pipeline), model_(&layers), from_(&from), to_(&to) {}
 
     /// Sends what leaves this rank, receives what comes. Ends when every rank has ended.

@@ -234,8 +234,8 @@ private:
         for (std::size_t m = 0; m < weights_.size(); ++m) total += weights_[m] = from.data.weight(from.first + m);
         if (!(total > 0)) {
             throw dataset_error("the dataset's weights of micro-batches " + std::to_string(from.first) + " to " +
-                                std::to_string(from.first + weights_.size() - 1) + " add up to " + std::to_string(total) +
-                                "; a step needs something to learn from");
+                                std::to_string(from.first + weights_.size() - 1) + " add up to " +
+                                std::to_string(total) + "; a step needs something to learn from");
         }
         for (double& each : weights_) each /= total;
         std::fill(losses_.begin(), losses_.end(), 0.0);

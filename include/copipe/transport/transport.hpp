@@ -56,8 +56,8 @@ struct transfer {
 /// One rank's end of a transport for buffers of `Device`. For the rank's thread; the coroutines that await are resumed
 /// there.
 ///
-/// - `co_await e.send(to, envelope, data, ready)`: data is read after `ready`; ends when it may be reused. It is taken up
-///   when the coroutine suspends, in the order of the calls.
+/// - `co_await e.send(to, envelope, data, ready)`: data is read after `ready`; ends when it may be reused. It is taken
+///   up when the coroutine suspends, in the order of the calls.
 /// - `auto parcel = co_await e.arrival(from, identity)`: the next message of `from`; throws message_mismatch on another
 ///   identity. `parcel.what` is its envelope.
 /// - `e.accept(parcel, to, stream, timed)`: enqueues the transfer into `to` on `stream`, after the sender's data is
