@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Counts what is asked of the heap, by any thread: replaces the global operator new, and aligned_alloc, which Asio calls.
-// For one file of an executable.
+// Counts what is asked of the heap, by any thread: replaces the global operator new, and aligned_alloc, which Asio
+// calls. For one file of an executable.
 #pragma once
 
 #include <atomic>
