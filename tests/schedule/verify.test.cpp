@@ -82,7 +82,7 @@ TEST_CASE("an overlapped pair is a forward and a full backward whose forward has
     chunk const f0{op::forward, 0, 0}, f1{op::forward, 0, 1}, b0{op::backward, 0, 0}, b1{op::backward, 0, 1};
     CHECK(of_single({{f0, {f1, b0}, b1}}, 2).why() == "");
     CHECK(of_single({{{f0, b0}, f1, b1}}, 2).why() ==
-          "Rank 0, action 0, (0F0;0B0)OVERLAP_F_B: the forward of the pair's backward has not been run before.");
+          "Rank 0, action 0, (0F0;0B0)OVERLAP_F_B: the forward has not been run before.");
     CHECK(of_single({{f0, {b0, f1}, b1}}, 2).why() ==
           "Rank 0, action 1, (0B0;0F1)OVERLAP_F_B: an overlapped pair is a forward and then a full backward.");
     CHECK(of_single({{f0, {f1, {op::backward_input, 0, 0}}, {op::backward_weight, 0, 0}, b1}}, 2).rule ==

@@ -50,12 +50,8 @@ private:
         int sends = 0, receives = 0;
     };
 
-    static std::string describe(message const& m) {
-        return (m.direction == flow::forward ? "the output of stage " : "the gradient of stage ") +
-               std::to_string(m.from_stage) + " for micro-batch " + std::to_string(m.micro_batch);
-    }
     static std::string miscounted(int rank, std::string const& what, message const& m, int times) {
-        return "rank " + std::to_string(rank) + " must " + what + " " + describe(m) + " once, not " +
+        return "rank " + std::to_string(rank) + " must " + what + " " + text(m) + " once, not " +
                std::to_string(times) + " times";
     }
 
@@ -68,7 +64,7 @@ private:
 
     std::string misplaced(lowered_transfer const& each, int rank) {
         message const& m = each.what;
-        std::string const who = "rank " + std::to_string(rank) + (each.send ? " sends " : " receives ") + describe(m);
+        std::string const who = "rank " + std::to_string(rank) + (each.send ? " sends " : " receives ") + text(m);
         if (std::max(m.from_stage, m.to_stage) >= where_.stages()) return who + ", but there is no such stage";
         auto const stage = each.send ? m.from_stage : m.to_stage;
         if (where_.rank_of(stage) != rank) return who + ", but stage " + std::to_string(stage) + " is on another rank";
@@ -89,8 +85,8 @@ private:
             if (!each.send || where_.rank_of(each.what.to_stage) != to) continue;
             while (received->send || where_.rank_of(received->what.from_stage) != from) ++received;
             if (received->what != each.what)
-                return "rank " + std::to_string(to) + " receives " + describe(received->what) + " where rank " +
-                       std::to_string(from) + " sends " + describe(each.what) +
+                return "rank " + std::to_string(to) + " receives " + text(received->what) + " where rank " +
+                       std::to_string(from) + " sends " + text(each.what) +
                        ": a transport without tags would swap them";
             ++received;
         }

@@ -6,10 +6,11 @@
 
 namespace copipe {
 
-/// Bubble (P-1)(F+B) of a chunk, 1/v of 1F1B's; more activations than 1F1B and v times its messages.
-template <int Chunks = 2>
-struct interleaved {
-    static constexpr std::string_view name = "interleaved";
+/// `interleaved`, and `interleaved_overlapped`, which runs one more forward to warm up so that each later one can
+/// overlap with a backward.
+template <int Chunks, bool Overlapped>
+struct basic_interleaved {
+    static constexpr std::string_view name = Overlapped ? "interleaved_overlapped" : "interleaved";
     int chunks = Chunks; ///< stages on each rank
 
     [[nodiscard]] constexpr std::string_view refusal(shape size) const { return loop_walk::refusal(size, chunks); }
@@ -17,44 +18,31 @@ struct interleaved {
 
     [[nodiscard]] constexpr copipe::program program(shape size, int rank) const {
         loop_walk const walk(size, chunks, rank);
-        int const warm_up = walk.warm_up(2);
-        copipe::program order;
-        order.reserve(2 * static_cast<std::size_t>(walk.length()));
-        for (int k = 0; k < warm_up; ++k) order.push_back(walk.forward(k));
-        for (int k = 0; k < walk.length(); ++k) {
-            if (k + warm_up < walk.length()) order.push_back(walk.forward(k + warm_up));
-            order.push_back(walk.backward(k));
-        }
-        return order;
-    }
-};
-static_assert(schedule_policy<interleaved<>>);
-
-/// The same with one more forward to warm up, so that each later forward can overlap with a backward (Megatron-LM's
-/// overlap of expert-parallel communication, 2025).
-template <int Chunks = 2>
-struct interleaved_overlapped {
-    static constexpr std::string_view name = "interleaved_overlapped";
-    int chunks = Chunks; ///< stages on each rank
-
-    [[nodiscard]] constexpr std::string_view refusal(shape size) const { return loop_walk::refusal(size, chunks); }
-    [[nodiscard]] constexpr placement placed(shape size) const { return placement::loop(size.ranks, chunks); }
-
-    [[nodiscard]] constexpr copipe::program program(shape size, int rank) const {
-        loop_walk const walk(size, chunks, rank);
-        int const ahead = walk.warm_up(2) + 1;
+        int const ahead = walk.warm_up(2) + (Overlapped ? 1 : 0);
         copipe::program order;
         order.reserve(2 * static_cast<std::size_t>(walk.length()));
         for (int k = 0; k < ahead && k < walk.length(); ++k) order.push_back(walk.forward(k));
         for (int k = 0; k < walk.length(); ++k) {
-            if (k + ahead < walk.length())
+            bool const more = k + ahead < walk.length();
+            if (more && Overlapped) {
                 order.emplace_back(walk.forward(k + ahead), walk.backward(k));
-            else
+            } else {
+                if (more) order.push_back(walk.forward(k + ahead));
                 order.push_back(walk.backward(k));
+            }
         }
         return order;
     }
 };
-static_assert(schedule_policy<interleaved_overlapped<>>);
+
+/// Bubble (P-1)(F+B) of a chunk, 1/v of 1F1B's; more activations than 1F1B and v times its messages.
+template <int Chunks = 2>
+using interleaved = basic_interleaved<Chunks, false>;
+
+/// Interleaved 1F1B in overlapped pairs (Megatron-LM's overlap of expert-parallel communication, 2025).
+template <int Chunks = 2>
+using interleaved_overlapped = basic_interleaved<Chunks, true>;
+
+static_assert(schedule_policy<interleaved<>> && schedule_policy<interleaved_overlapped<>>);
 
 } // namespace copipe

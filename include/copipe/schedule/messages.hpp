@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 namespace copipe {
@@ -25,6 +26,12 @@ struct message {
 
     friend constexpr bool operator==(message const&, message const&) = default;
 };
+
+/// `the output of stage 3 for micro-batch 0`, or its gradient.
+[[nodiscard]] inline std::string text(message const& sent) {
+    return std::string("the ") + (sent.direction == flow::forward ? "output" : "gradient") + " of stage " +
+           std::to_string(sent.from_stage) + " for micro-batch " + std::to_string(sent.micro_batch);
+}
 
 /// The messages from one rank to another. On the way between two ranks messages never overtake one another: both sides
 /// list them in the order in which the sender produces them, and receives must be posted in it.
@@ -66,17 +73,18 @@ struct lane {
     return in_order;
 }
 
-/// The ranks that `rank` exchanges messages with, ascending.
+/// The ranks that `rank` exchanges messages with, ascending: its neighbours in a line or a ring, at most two.
 [[nodiscard]] constexpr std::vector<int> peers(placement const& where, int rank) {
     std::vector<int> found;
-    for (int other = 0; other < where.ranks; ++other) {
-        bool neighbour = false;
-        for (int k = 0; k < where.per_rank; ++k) {
-            int const at = where.stage_of(rank, k);
-            neighbour = neighbour || (!where.is_first(at) && where.rank_of(at - 1) == other) ||
-                        (!where.is_last(at) && where.rank_of(at + 1) == other);
-        }
-        if (neighbour && other != rank) found.push_back(other);
+    auto const add = [&](int other) {
+        auto at = found.begin();
+        while (at != found.end() && *at < other) ++at;
+        if (other != rank && (at == found.end() || *at != other)) found.insert(at, other);
+    };
+    for (int k = 0; k < where.per_rank; ++k) {
+        int const at = where.stage_of(rank, k);
+        if (!where.is_first(at)) add(where.rank_of(at - 1));
+        if (!where.is_last(at)) add(where.rank_of(at + 1));
     }
     return found;
 }

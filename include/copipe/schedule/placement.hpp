@@ -30,14 +30,12 @@ struct placement {
     [[nodiscard]] constexpr int stages() const noexcept { return ranks * per_rank; }
 
     [[nodiscard]] constexpr int rank_of(int stage) const noexcept {
-        bool const loops = kind == layout::single || kind == layout::loop;
-        return loops ? stage % ranks : stage < ranks ? stage : 2 * ranks - 1 - stage;
+        return !turns() ? stage % ranks : stage < ranks ? stage : 2 * ranks - 1 - stage;
     }
 
     /// The `k`-th stage of `rank`, k < `per_rank`, in ascending order.
     [[nodiscard]] constexpr int stage_of(int rank, int k) const noexcept {
-        bool const loops = kind == layout::single || kind == layout::loop;
-        return loops || k == 0 ? k * ranks + rank : 2 * ranks - 1 - rank;
+        return !turns() || k == 0 ? k * ranks + rank : 2 * ranks - 1 - rank;
     }
     [[nodiscard]] constexpr std::vector<int> stages_of(int rank) const {
         std::vector<int> held;
@@ -72,6 +70,9 @@ struct placement {
     [[nodiscard]] constexpr int global_micro_batch(int stage, int micro_batch, int micro_batches) const noexcept {
         return direction(stage) * (micro_batches / 2) + micro_batch;
     }
+
+    /// The second half of the stages lies on the ranks in reverse.
+    [[nodiscard]] constexpr bool turns() const noexcept { return kind >= layout::v; }
 
     friend constexpr bool operator==(placement const&, placement const&) = default;
 };

@@ -48,13 +48,13 @@ public:
     }
 
     /// How far the rank came: the position of the action that it could not run, or the length of its program.
-    [[nodiscard]] constexpr std::size_t position(int rank) const { return at_[index(rank)]; }
+    [[nodiscard]] constexpr int position(int rank) const { return static_cast<int>(at_[index(rank)]); }
 
     /// The first input of the rank's next action that never came.
     [[nodiscard]] constexpr std::optional<message> missing_input(int rank) const {
         auto const& own = all_[index(rank)];
-        if (position(rank) == own.size()) return {};
-        for (chunk const& one : own[position(rank)].chunks())
+        if (at_[index(rank)] == own.size()) return {};
+        for (chunk const& one : own[at_[index(rank)]].chunks())
             if (auto const in = input_of(one, where_); in && arrivals_[slot(*in)] == missing) return in;
         return {};
     }

@@ -35,20 +35,14 @@ struct verdict {
     /// All of it in one sentence; empty for sound programs.
     [[nodiscard]] std::string why() const {
         if (rule.empty()) return {};
-        std::string sentence;
-        if (position >= 0)
-            sentence += "Rank " + std::to_string(rank) + ", action " + std::to_string(position) + ", " + text(what) +
-                        ": ";
-        else if (rank >= 0)
-            sentence += "Rank " + std::to_string(rank) + " lacks " + text(what) + ": ";
+        std::string sentence = rank < 0 ? "" : "Rank " + std::to_string(rank);
+        if (rank >= 0)
+            sentence += (position < 0 ? " lacks " : ", action " + std::to_string(position) + ", ") + text(what) + ": ";
         sentence += rule;
         if (expected >= 0) sentence += " " + std::to_string(expected);
         for (blocked_rank const& each : cycle)
             sentence += (&each == cycle.data() ? ": rank " : ", rank ") + std::to_string(each.rank) + " (action " +
-                        std::to_string(each.position) + ") waits for the " +
-                        (each.needed.direction == flow::forward ? "output" : "gradient") + " of stage " +
-                        std::to_string(each.needed.from_stage) + " for micro-batch " +
-                        std::to_string(each.needed.micro_batch);
+                        std::to_string(each.position) + ") waits for " + text(each.needed);
         return sentence + ".";
     }
 };
@@ -110,21 +104,16 @@ private:
             return breaks("there must be one program for each rank, as many as", where_.ranks);
         if (where_.kind == layout::bidirectional && (micro_batches_ % 2 != 0 || where_.per_rank != 2))
             return breaks("two directions need two stages on each rank and an even number of micro-batches");
-        done_.assign(static_cast<std::size_t>(where_.stages()) * static_cast<std::size_t>(per_stage_), 0);
-        next_gradient_.assign(static_cast<std::size_t>(where_.stages()), 0);
+        done_.assign(index(where_.stages()) * index(per_stage_), 0);
+        next_gradient_.assign(index(where_.stages()), 0);
         for (int stage = 0; stage < where_.stages(); ++stage) home_.push_back(where_.rank_of(stage));
         return true;
     }
 
     constexpr bool every_action_is_right() {
         for (int rank = 0; rank < where_.ranks; ++rank)
-            for (action const& each : all_[static_cast<std::size_t>(rank)]) {
-                if (is_right(each, rank)) continue;
-                found_.rank = rank;
-                found_.position = static_cast<int>(&each - all_[static_cast<std::size_t>(rank)].data());
-                found_.what = each;
-                return false;
-            }
+            for (action const& each : all_[index(rank)])
+                if (!is_right(each, rank)) return point_at(rank, static_cast<int>(&each - all_[index(rank)].data()));
         return true;
     }
 
@@ -132,15 +121,10 @@ private:
         auto const halves = each.chunks();
         for (chunk const& one : halves)
             if (!is_at_home(one, rank)) return false;
-        if (each.overlapped()) {
-            if (halves[0].what != op::forward || halves[1].what != op::backward)
-                return breaks("an overlapped pair is a forward and then a full backward");
-            if (!(done(halves[1]) & forward))
-                return breaks("the forward of the pair's backward has not been run before");
-        }
-        for (chunk const& one : halves)
-            if (!is_due(one)) return false;
-        return true;
+        if (!each.overlapped()) return is_due(halves[0]);
+        if (halves[0].what != op::forward || halves[1].what != op::backward)
+            return breaks("an overlapped pair is a forward and then a full backward");
+        return is_due(halves[1]) && is_due(halves[0]);
     }
 
     constexpr bool is_at_home(chunk const& one, int rank) {
@@ -175,9 +159,9 @@ private:
             op const lacking = !(done_[i] & forward)          ? op::forward
                                : !(done_[i] & input_gradient) ? op::backward_input
                                                               : op::backward_weight;
-            auto const per_stage = static_cast<std::size_t>(per_stage_);
-            found_.rank = home_[i / per_stage];
-            found_.what = action(lacking, static_cast<int>(i / per_stage), static_cast<int>(i % per_stage));
+            int const stage = static_cast<int>(i / index(per_stage_));
+            found_.rank = home_[index(stage)];
+            found_.what = action(lacking, stage, static_cast<int>(i % index(per_stage_)));
             return breaks("every micro-batch needs all of its work on every stage");
         }
         return true;
@@ -189,23 +173,25 @@ private:
         if (walk.run(at_once, at_once)) return;
         int rank = 0;
         while (!walk.missing_input(rank)) ++rank;
-        for (int into_cycle = 0; into_cycle < where_.ranks; ++into_cycle) rank = awaited_by(walk, rank);
-        found_.rank = rank;
-        found_.position = static_cast<int>(walk.position(rank));
-        found_.what = all_[static_cast<std::size_t>(rank)][walk.position(rank)];
-        do {
-            found_.cycle.push_back({rank, static_cast<int>(walk.position(rank)), *walk.missing_input(rank)});
-            rank = awaited_by(walk, rank);
-        } while (rank != found_.rank);
+        auto const awaited = [&] { return home_[walk.missing_input(rank)->from_stage]; };
+        for (int into_cycle = 0; into_cycle < where_.ranks; ++into_cycle) rank = awaited();
         breaks("deadlock");
+        point_at(rank, walk.position(rank));
+        do {
+            found_.cycle.push_back({rank, walk.position(rank), *walk.missing_input(rank)});
+            rank = awaited();
+        } while (rank != found_.rank);
     }
 
-    constexpr int awaited_by(replay const& walk, int rank) const {
-        return where_.rank_of(walk.missing_input(rank)->from_stage);
-    }
+    static constexpr std::size_t index(int number) { return static_cast<std::size_t>(number); }
     constexpr std::uint8_t& done(chunk const& one) {
-        return done_[static_cast<std::size_t>(one.stage) * static_cast<std::size_t>(per_stage_) +
-                     static_cast<std::size_t>(one.micro_batch)];
+        return done_[index(one.stage) * index(per_stage_) + index(one.micro_batch)];
+    }
+    constexpr bool point_at(int rank, int position) {
+        found_.rank = rank;
+        found_.position = position;
+        found_.what = all_[index(rank)][index(position)];
+        return false;
     }
     constexpr bool breaks(std::string_view rule, int expected = -1) {
         found_.rule = rule;
