@@ -159,6 +159,7 @@ TEST_CASE("an observer is told of every chunk and message once, in order, and of
 
 TEST_CASE("a rank that waits for a slow neighbour is said to wait for its input") {
     struct slow : toy::dense {
+        using toy::dense::dense;
         auto forward(copipe::context<toy::host_device>& c, toy::tensor x, saved& s) -> toy::tensor {
             c.stream.launch([] { std::this_thread::sleep_for(std::chrono::milliseconds(2)); });
             return toy::dense::forward(c, x, s);
