@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Proves, predicts, draws and compares pipeline schedules. `copipe --help` lists what it can be asked for.
+// Proves, predicts, draws and compares pipeline schedules, cuts models into stages and places experts. `copipe --help`
+// lists what it can be asked for.
 #include "commands.hpp"
 
 #include <exception>
@@ -9,8 +10,8 @@
 int main(int count, char** arguments) {
     try {
         auto const asked = read_options(count, arguments);
-        int code = 0;
-        if (asked) {
+        int code = asked ? asked->exit_code : 0;
+        if (asked && !asked->command.empty()) {
             auto const run = asked->command == "schedule"   ? print_schedule
                              : asked->command == "check"    ? check_file
                              : asked->command == "simulate" ? simulate_step

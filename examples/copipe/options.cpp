@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "options.hpp"
 
+#include "experts_command.hpp"
+#include "partition_command.hpp"
 #include "policies.hpp"
 
 #include <CLI/CLI.hpp>
@@ -13,7 +15,8 @@
 
 namespace {
 
-constexpr auto description = "Pipeline schedules: proved, predicted and drawn before anything runs.\n";
+constexpr auto description =
+    "Pipelines, before anything runs: schedules proved, predicted and drawn; models cut into stages.\n";
 
 constexpr auto footer =
     "Examples:\n"
@@ -131,6 +134,18 @@ private:
     options& to_;
 };
 
+/// Throws `usage_error` unless the first word is a command or an option.
+void require_command(CLI::App const& app, std::string const& first) {
+    std::string names;
+    for (auto const* each : app.get_subcommands([](CLI::App const*) { return true; })) {
+        if (each->get_name() == first) return;
+        names += (names.empty() ? "" : ", ") + each->get_name();
+    }
+    if (first.starts_with('-')) return;
+    throw usage_error((first.empty() ? "a command is missing" : "there is no command " + first) + "; choose one of " +
+                      names + " (--help tells more)");
+}
+
 } // namespace
 
 std::optional<options> read_options(int count, char** arguments) {
@@ -163,14 +178,11 @@ std::optional<options> read_options(int count, char** arguments) {
                        "predicts a step of every policy that can run the shape, the shortest first");
     compare.size(true).costs("a 1F1B stage; several chunks on a rank share a stage's time");
 
+    command::add_partition_command(app);
+    command::add_experts_command(app);
+
     try {
-        std::string const first = count > 1 ? arguments[1] : "";
-        bool known = first.starts_with('-');
-        for (auto const* each : app.get_subcommands([](CLI::App const*) { return true; }))
-            known = known || each->get_name() == first;
-        if (!known)
-            throw usage_error((first.empty() ? "a command is missing" : "there is no command " + first) +
-                              "; choose one of schedule, check, simulate, compare (--help tells more)");
+        require_command(app, count > 1 ? arguments[1] : "");
         app.parse(count, arguments);
         if (asked.command == "simulate" && asked.policy.empty() && asked.file.empty())
             throw usage_error("simulate needs --policy or --file");
@@ -183,6 +195,8 @@ std::optional<options> read_options(int count, char** arguments) {
     } catch (CLI::CallForAllHelp const&) {
         std::cout << app.help("", CLI::AppFormatMode::All);
         return {};
+    } catch (CLI::RuntimeError const& ended) { // a command that runs while it is read, and has said why
+        asked.exit_code = ended.get_exit_code();
     } catch (CLI::ParseError const& wrong) {
         throw usage_error(wrong.what());
     }

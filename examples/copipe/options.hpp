@@ -17,7 +17,8 @@ public:
 };
 
 struct options {
-    std::string command;
+    std::string command; ///< empty: it has run already, with this
+    int exit_code = 0;
     std::string policy;
     std::string file; ///< a schedule's; "-" is standard input
     copipe::shape size{0, 0};

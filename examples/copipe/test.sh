@@ -77,4 +77,10 @@ expect 2 'no key "forwrd"' simulate --policy gpipe --ranks 2 --micro-batches 2 \
     --costs "$(file typo.json '{"forwrd": 1}')"
 expect 2 'excludes' simulate --policy gpipe --ranks 2 --micro-batches 2 --costs "$costs" --forward 2
 
+# The commands of headers of their own.
+cases=$(file cases.json '{"family": "uniform", "n": 5, "stages": 3, "weights": [7, 1, 0, 7, 7]}')
+expect 0 '"objective"' partition "$cases" --format json
+expect 2 'cases\.json.* lacks' partition "$(file cases.json '{"family": "uniform", "stages": 3}')"
+expect 2 'file is required' experts
+
 exit "$failed"
