@@ -29,17 +29,18 @@ public:
     }
 
     /// The rank's k-th forward.
-    [[nodiscard]] constexpr chunk forward(int k) const { return {op::forward, stage(held(k)), micro_batch(k)}; }
+    [[nodiscard]] constexpr chunk forward(int k) const { return at(k, op::forward); }
     /// The rank's k-th backward, full or one of its halves.
-    [[nodiscard]] constexpr chunk backward(int k, op what = op::backward) const {
-        return {what, stage(chunks_ - 1 - held(k)), micro_batch(k)};
-    }
+    [[nodiscard]] constexpr chunk backward(int k, op what = op::backward) const { return at(k, what); }
 
 private:
     static constexpr int rounds(shape of) { return of.micro_batches < of.ranks ? 1 : of.micro_batches / of.ranks; }
-    constexpr int held(int k) const { return k / round_ % chunks_; }
-    constexpr int stage(int held) const { return held * size_.ranks + rank_; }
-    constexpr int micro_batch(int k) const { return k / (round_ * chunks_) * round_ + k % round_; }
+
+    constexpr chunk at(int k, op what) const {
+        int const pass = k / round_; // one round through one stage
+        int const held = what == op::forward ? pass % chunks_ : chunks_ - 1 - pass % chunks_;
+        return {what, held * size_.ranks + rank_, pass / chunks_ * round_ + k % round_};
+    }
 
     shape size_;
     int chunks_; ///< stages on each rank
