@@ -33,6 +33,14 @@ template <auto Policy, shape Size>
 concept quotable = requires { require_shape<Policy, Size>(); };
 static_assert(quotable<dualpipe{}, shape{4, 8}>);
 
+// As a constant, a refused shape does not compile.
+template <auto Policy, shape Size>
+concept compiles = requires { typename std::bool_constant<(programs(Policy, Size).size() > 0)>; };
+static_assert(compiles<dualpipe{}, shape{4, 8}> && compiles<dualpipe_v{}, shape{3, 6}>);
+static_assert(!compiles<dualpipe{}, shape{3, 8}> && !compiles<dualpipe{}, shape{4, 6}>);
+static_assert(!compiles<dualpipe_v{}, shape{3, 5}> && !compiles<sequential{}, shape{2, 5}>);
+static_assert(!compiles<gpipe{}, shape{0, 1}> && !compiles<one_f_one_b{}, shape{2, 0}>);
+
 } // namespace
 
 TEST_CASE("a policy refuses the shapes that it cannot run and names the rule") {

@@ -4,8 +4,11 @@
 #include "copipe/schedule/dualpipe.hpp"
 #include "copipe/schedule/dualpipe_v.hpp"
 #include "copipe/schedule/gpipe.hpp"
+#include "copipe/schedule/interleaved.hpp"
 #include "copipe/schedule/one_f_one_b.hpp"
+#include "copipe/schedule/v_half.hpp"
 #include "copipe/schedule/verify.hpp"
+#include "copipe/schedule/zb_h2.hpp"
 
 #include <random>
 
@@ -121,9 +124,13 @@ TEST_CASE("verifier and brute-force replay agree on thousands of mutants") {
         {programs(dualpipe{}, {4, 8}), placement::bidirectional(4), 8},
         {programs(dualpipe_v{}, {2, 5}), placement::v(2), 5},
         {programs(dualpipe_v{}, {1, 3}), placement::v(1), 3},
+        {programs(interleaved<2>{}, {3, 6}), placement::loop(3, 2), 6},
+        {programs(interleaved_overlapped<3>{}, {2, 4}), placement::loop(2, 3), 4},
+        {programs(zb_h2{}, {3, 5}), placement::single(3), 5},
+        {programs(v_half{}, {3, 6}), placement::v(3), 6},
     };
     int rejected = 0, accepted = 0;
-    for (int i = 0; i < 6000; ++i) {
+    for (int i = 0; i < 9000; ++i) {
         auto [all, where, m] = sound[below(sound.size())];
         auto& own = all[below(all.size())];
         std::size_t const at = below(own.size());
