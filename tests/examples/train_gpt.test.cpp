@@ -241,7 +241,7 @@ TEST_CASE("the timeline holds every rank as planned and as measured, each with t
               {"planned rank 0", 16}, {"planned rank 1", 16}, {"measured rank 0", 48}, {"measured rank 1", 48}});
 }
 
-TEST_CASE("--compare shows every policy, says why one cannot run, and that all learn the same") {
+TEST_CASE("the option --compare shows every policy, says why one cannot run, and that all learn the same") {
     workplace const here;
     auto const files = here.files();
     outcome const even = here.run({"--compare", "--steps", "3", "--ranks", "2"});
@@ -280,7 +280,7 @@ TEST_CASE("the plan names every layer once per copy of its stage, and the end th
     CHECK(ended.err.find("step 1/1 | loss") != std::string::npos);
 }
 
-TEST_CASE("--help names every option and ends well") {
+TEST_CASE("the option --help names every option and ends well") {
     workplace const here;
     outcome const ended = here.run({"--help"});
     CHECK(ended.code == 0);
