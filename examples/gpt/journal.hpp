@@ -32,6 +32,9 @@ public:
         std::uint64_t const number = report.step + 1;
         double const tokens = tokens_per_step(asked_) / report.seconds;
         summary_.add(report.measured);
+        if (seconds_ == 0) first_loss_ = report.loss;
+        last_loss_ = report.loss;
+        seconds_ += report.seconds;
         if (log_)
             log_->write({.step = static_cast<std::int64_t>(number),
                          .loss = report.loss,
@@ -54,9 +57,14 @@ public:
     /// Ends the progress line.
     void finish() { line_.finish(); }
 
-    /// Where the time of the run went, per rank; `peaks` are bytes of memory. Empty if no step was trained.
-    [[nodiscard]] auto table(std::vector<std::size_t> const& peaks) const -> std::string {
-        return summary_.steps() == 0 ? "" : summary_.table(peaks);
+    /// What the run came to, and where its time went, per rank; `peaks` are bytes of memory. Empty if no step was
+    /// trained.
+    [[nodiscard]] auto summary(std::vector<std::size_t> const& peaks) const -> std::string {
+        if (summary_.steps() == 0) return "";
+        auto const steps = static_cast<double>(summary_.steps());
+        return summary_.table(peaks) + '\n' + copipe::grouped(steps) + " steps in " + copipe::clock_time(seconds_) +
+               ", " + copipe::grouped(steps * tokens_per_step(asked_) / seconds_) + " tokens/s; loss from " +
+               copipe::decimal(first_loss_, 4) + " to " + copipe::decimal(last_loss_, 4) + '\n';
     }
 
     /// Throws file_error.
@@ -83,6 +91,7 @@ private:
     std::optional<copipe::json_log> log_{};
     copipe::progress line_{};
     copipe::run_summary summary_{};
+    double first_loss_ = 0, last_loss_ = 0, seconds_ = 0;
     std::deque<std::vector<copipe::span>> kept_{}; ///< of the last steps
 };
 

@@ -7,7 +7,9 @@
 
 #include <charconv>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <iostream>
 #include <string>
 #include <system_error>
@@ -130,16 +132,43 @@ void add_options(CLI::App& app, options& to) {
          "planned and measured timeline of the last steps, to open\nin https://ui.perfetto.dev");
 }
 
+/// An option and the file that it names.
+struct named_file {
+    std::string option;
+    std::filesystem::path file;
+
+    named_file(std::string name, std::filesystem::path const& path)
+        : option(std::move(name)), file(path.empty() ? path : weakly_canonical(path)) {}
+};
+
+/// Throws usage_error when a file would be written by two options, or is one to read as well. A checkpoint may replace
+/// the one that is resumed.
+void require_own_files(options const& asked) {
+    std::vector<named_file> files{
+        {"--log", asked.log}, {"--timeline", asked.timeline}, {"--checkpoint", asked.checkpoint}};
+    std::size_t const written = files.size();
+    for (auto const& each : asked.data) files.emplace_back("--data", each);
+    files.emplace_back("--resume", asked.resume);
+    for (std::size_t i = 0; i < written; ++i)
+        for (std::size_t other = i + 1; other < files.size(); ++other) {
+            bool const goes_on = files[i].option == "--checkpoint" && files[other].option == "--resume";
+            if (!files[i].file.empty() && files[i].file == files[other].file && !goes_on)
+                throw usage_error(files[i].option + " and " + files[other].option + " name the same file, " +
+                                  files[i].file.string() + ": choose another");
+        }
+}
+
 /// Throws usage_error for options that do not go together.
 void require_consistent(options const& asked) {
     if (asked.checkpoint_every != 0 && asked.checkpoint.empty())
         throw usage_error("--checkpoint-every needs --checkpoint, the file to save to");
-    for (auto const& [option, value] : {std::pair{"--checkpoint", &asked.checkpoint},
-                                        {"--resume", &asked.resume},
-                                        {"--log", &asked.log},
-                                        {"--timeline", &asked.timeline}})
-        if (asked.compare && !value->empty())
+    for (auto const& [option, file] : {std::pair{"--checkpoint", &asked.checkpoint},
+                                       {"--resume", &asked.resume},
+                                       {"--log", &asked.log},
+                                       {"--timeline", &asked.timeline}})
+        if (asked.compare && !file->empty())
             throw usage_error(std::string("--compare writes no files and resumes nothing: leave ") + option + " out");
+    require_own_files(asked);
 }
 
 } // namespace

@@ -114,7 +114,7 @@ struct run_plan {
         double const all = std::accumulate(expected.bubble.begin(), expected.bubble.end(), 0.0);
         return all / (static_cast<double>(expected.bubble.size()) * expected.makespan);
     }
-    /// Ranks that share cores take turns.
+    /// Of the chunks; ranks that share cores take turns.
     [[nodiscard]] auto step_seconds() const -> double {
         double const all = std::accumulate(expected.busy.begin(), expected.busy.end(), 0.0);
         return std::max(expected.makespan, all / std::max(1U, std::thread::hardware_concurrency()));

@@ -46,7 +46,7 @@ auto trainer_options(gpt::options const& asked) -> copipe::trainer_options<host_
 }
 
 /// What is trained, and on what.
-struct task {
+struct job {
     gpt::options asked;
     std::vector<path> data;
     gpt::corpus text;
@@ -54,7 +54,7 @@ struct task {
     gpt::micro_batches training, validation;
 
     /// Throws corpus_error and config_error.
-    explicit task(gpt::options const& of)
+    explicit job(gpt::options const& of)
         : asked(of),
           data(of.data.empty() ? default_data() : of.data),
           text(data, {.context = of.model.context, .seed = of.seed}),
@@ -76,7 +76,7 @@ struct task {
     }
 };
 
-void compare(task const& of) {
+void compare(job const& of) {
     std::uint64_t const steps = std::min<std::uint64_t>(of.asked.steps, 8);
     of.announce();
     std::cout << "steps   " << steps << " under each policy\n" << std::endl;
@@ -88,7 +88,7 @@ void compare(task const& of) {
 /// A run in the order in which bad input shows before anything is written or trained.
 class run {
 public:
-    explicit run(task const& of) : of_(of), asked_(of.asked), plan_(planned(of)) {
+    explicit run(job const& of) : of_(of), asked_(of.asked), plan_(planned(of)) {
         for (std::string const& file : {asked_.checkpoint, asked_.timeline})
             if (!file.empty()) copipe::require_writable(file);
         copipe::trainer_options<host_device> options = trainer_options(asked_);
@@ -103,8 +103,10 @@ public:
         std::cout << "plan    " << asked_.policy << ": " << gpt::milliseconds(plan_.step_seconds())
                   << " a step before the update, bubble " << copipe::percent(plan_.mean_bubble_ratio()) << "\n\n"
                   << gpt::describe(plan_) << std::endl;
-        if (trainer_->steps_done() > 0)
-            std::cout << "resumed after step " << trainer_->steps_done() << " from " << asked_.resume << std::endl;
+        std::uint64_t const done = trainer_->steps_done();
+        if (done > 0) std::cout << "resumed after step " << done << " from " << asked_.resume << std::endl;
+        if (done >= asked_.steps)
+            std::cout << "no step is left to train: --steps counts those before, too" << std::endl;
     }
 
     /// Returns the signal that ended training early, or 0.
@@ -124,22 +126,25 @@ public:
     void report(int signal) {
         std::vector<std::size_t> peaks;
         for (int rank = 0; rank < asked_.pipeline.ranks; ++rank) peaks.push_back(trainer_->peak_memory(rank));
-        std::cout << '\n' << journal_->table(peaks) << std::flush;
+        std::cout << '\n' << journal_->summary(peaks);
+        if (!asked_.timeline.empty()) std::cout << "timeline " << asked_.timeline << ", for https://ui.perfetto.dev\n";
+        if (!asked_.checkpoint.empty()) std::cout << "checkpoint " << asked_.checkpoint << '\n';
         if (signal != 0) {
-            std::cout << "\nstopped by " << (signal == SIGINT ? "Ctrl-C" : "SIGTERM") << " after step "
+            std::cout << "stopped by " << (signal == SIGINT ? "Ctrl-C" : "SIGTERM") << " after step "
                       << trainer_->steps_done() << " of " << asked_.steps
                       << (asked_.checkpoint.empty() ? "; nothing saved, as no --checkpoint was named"
                                                     : "; go on with --resume " + asked_.checkpoint)
-                      << std::endl;
+                      << '\n';
         } else if (asked_.sample > 0) {
             gpt::sampler writer{asked_.model, *trainer_};
             std::cout << "\na sample\n--------\n"
-                      << gpt::printable(writer.text(static_cast<std::size_t>(asked_.sample), asked_.seed)) << std::endl;
+                      << gpt::printable(writer.text(static_cast<std::size_t>(asked_.sample), asked_.seed)) << '\n';
         }
+        std::cout << std::flush;
     }
 
 private:
-    [[nodiscard]] static auto planned(task const& of) -> gpt::run_plan {
+    [[nodiscard]] static auto planned(job const& of) -> gpt::run_plan {
         auto order = gpt::schedule_of(of.asked.policy, of.asked.pipeline, of.layers());
         return {std::move(order), copipe::profile_layers(of.model, of.training)};
     }
@@ -153,7 +158,7 @@ private:
         journal_->print("step " + std::to_string(number) + ": loss on held-out text " + copipe::decimal(loss, 4));
     }
 
-    task const& of_;
+    job const& of_;
     gpt::options const& asked_;
     gpt::run_plan plan_;
     std::unique_ptr<gpt::any_trainer> trainer_{};
@@ -168,7 +173,7 @@ auto main(int count, char** arguments) -> int {
         gpt::one_blas_thread();
         auto const asked = gpt::parse(count, arguments);
         if (!asked) return 0;
-        task const of{*asked};
+        job const of{*asked};
         if (asked->compare) {
             compare(of);
             return 0;

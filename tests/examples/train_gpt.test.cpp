@@ -207,6 +207,9 @@ TEST_CASE("what is wrong with the input is said in one line, with exit code 2, a
         {{"--log", "folder"}, "folder"},
         {{"--checkpoint-every", "5"}, "--checkpoint"},
         {{"--compare", "--checkpoint", "good"}, "--checkpoint"},
+        {{"--resume", "good", "--log", "./good"}, "--log"},
+        {{"--timeline", "good", "--checkpoint", "good"}, "--timeline"},
+        {{"--data", "text", "--checkpoint", "text"}, "--data"},
     };
     for (auto const& [arguments, named] : wrong) {
         bool const compares = arguments.front() == "--compare"; // writes no log
