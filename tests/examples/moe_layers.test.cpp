@@ -108,6 +108,14 @@ struct member {
         : dev(how), compute(dev.open_stream("compute")), stage(layers, 0, 1, 1, 7, compute) {
         for (copipe::parameter* each : parameters()) compute.zero(each->gradient.data(), each->gradient.bytes());
     }
+    member(member const&) = delete;
+    auto operator=(member const&) -> member& = delete;
+    ~member() { // when a run has thrown, launched copies may still read x and dy
+        try {
+            compute.synchronize();
+        } catch (...) {
+        }
+    }
     auto parameters() -> std::vector<copipe::parameter*> {
         auto const all = stage.layers().front().parameters();
         return {all.begin(), all.end()};
