@@ -5,13 +5,13 @@
 #include "pipeline/fixture.hpp"
 #include "says.hpp"
 
+#include "copipe/async/channel.hpp"
 #include "copipe/schedule/dualpipe.hpp"
 #include "copipe/schedule/dualpipe_v.hpp"
 #include "copipe/schedule/one_f_one_b.hpp"
 #include "copipe/schedule/sequential.hpp"
 
-#include <array>
-#include <atomic>
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <memory>
@@ -276,4 +276,62 @@ TEST_CASE("a last layer that returns no loss is an error that says so") {
     toy::pipeline piped{one_f_one_b{}, {2, 4}, layers};
     CHECK_THROWS_WITH(piped.run_step(toy::numbers{}), says("rank 1, stage 1") && says("loss"));
     piped.recover();
+}
+
+TEST_CASE("a layer that waits for what never comes ends when another rank fails") {
+    struct waiting {
+        using saved = toy::dense::saved;
+        toy::dense inner{};
+        channel<int>* never = nullptr;
+        auto parameters() { return inner.parameters(); }
+        auto forward(copipe::context<host_device>& c, tensor x, saved& s) -> task<tensor> {
+            if (never && c.micro_batch == 1) static_cast<void>(co_await never->receive());
+            co_return inner.forward(c, x, s);
+        }
+        auto backward_input(copipe::context<host_device>& c, tensor dy, saved& s) -> tensor {
+            return inner.backward_input(c, dy, s);
+        }
+        void backward_weight(copipe::context<host_device>& c, saved& s) { inner.backward_weight(c, s); }
+    };
+    channel<int> never;
+    for (bool const waits : {true, false}) { // without the wait, the step would be fine but for the failure
+        auto const order = std::make_shared<toy::failure const>(
+            toy::failure{.how = toy::failure::in::host, .layer = 1, .function = op::backward_input, .micro_batch = 0});
+        waiting layer;
+        if (waits) layer.never = &never;
+        model<host_device> layers;
+        layers.add(layer).add(toy::brittle{1, order}).add(toy::distance{});
+        toy::setup const how{.cut = partition::given({0, 1, 3}, 3)};
+        toy::pipeline piped{one_f_one_b{}, {2, 4}, layers, how};
+        CHECK_THROWS_WITH(piped.run_step(toy::numbers{}), says("rank 1, stage 1, micro-batch 0, backward: broken"));
+        piped.recover();
+    }
+}
+
+TEST_CASE("what is thrown need not be a std::exception") {
+    struct odd : toy::dense {
+        using toy::dense::dense;
+        auto forward(copipe::context<host_device>& c, tensor x, saved& s) -> tensor {
+            if (c.micro_batch == 1) throw 42;
+            return toy::dense::forward(c, x, s);
+        }
+    };
+    model<host_device> layers;
+    layers.add(odd{}).add(toy::distance{});
+    toy::pipeline piped{sequential{}, {1, 4}, layers};
+    CHECK_THROWS_WITH(piped.run_step(toy::numbers{}), says("rank 0, stage 0, micro-batch 1, forward"));
+    piped.recover();
+}
+
+TEST_CASE("a step after a failed one that was not recovered from throws as well, and does not hang") {
+    auto const order = std::make_shared<toy::failure>();
+    toy::numbers const data;
+    toy::pipeline piped{dualpipe{}, {4, 8}, toy::brittle_network(depth, order)};
+    toy::outcome const right = piped.train(data);
+    *order = {.how = toy::failure::in::host, .layer = 3, .function = op::forward, .micro_batch = 2};
+    CHECK_THROWS_AS(piped.run_step(data), chunk_error);
+    order->how = toy::failure::in::nothing;
+    CHECK_THROWS_AS(piped.run_step(data), peer_failed);
+    piped.recover();
+    CHECK(piped.train(data).same_bits(right));
 }

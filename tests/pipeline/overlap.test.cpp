@@ -181,6 +181,47 @@ TEST_CASE("overlapped pairs of layers that communicate compute what plain traini
     }
 }
 
+TEST_CASE("a layer may wait on the host inside an overlapped pair, for a size that only the device knows") {
+    struct measuring {
+        using saved = toy::dense::saved;
+        toy::dense inner{};
+        auto parameters() { return inner.parameters(); }
+        static auto wait_for(context<host_device>& c, tensor const& x) -> task<> {
+            tensor const size = c.make({1});
+            c.stream.launch([to = size.data(), n = x.size(0)] { *to = static_cast<float>(n); });
+            auto const known = c.stream.record();
+            co_await known.completion();
+            if (*size.data() != static_cast<float>(x.size(0))) throw std::runtime_error("the device is not done yet");
+        }
+        auto forward(context<host_device>& c, tensor x, saved& s) -> task<tensor> {
+            co_await wait_for(c, x);
+            co_return inner.forward(c, x, s);
+        }
+        auto backward_input(context<host_device>& c, tensor dy, saved& s) -> task<tensor> {
+            co_await wait_for(c, dy);
+            tensor const dx = inner.backward_input(c, dy, s);
+            co_await wait_for(c, dx);
+            co_return dx;
+        }
+        auto backward_weight(context<host_device>& c, saved& s) -> task<> {
+            inner.backward_weight(c, s);
+            co_await wait_for(c, s.x);
+        }
+    };
+    toy::numbers const data{.rows = [](std::uint64_t index) { return static_cast<std::int64_t>(1 + index % 4); }};
+    model<host_device> layers;
+    for (int i = 0; i < 7; ++i) layers.add(measuring{});
+    layers.add(toy::distance{});
+    toy::outcome const expected = toy::pipeline{sequential{}, {1, 12}, toy::network(7)}.train(data);
+    for (auto const threads : {rank_threads::one_each, rank_threads::calling_thread}) {
+        for (auto const execution : {host_execution::worker_thread, host_execution::inline_}) {
+            toy::setup const how{.threads = threads, .execution = execution};
+            CHECK(toy::pipeline{dualpipe_v{}, {4, 12}, layers, how}.train(data).same_bits(expected));
+            CHECK(toy::pipeline{dualpipe{}, {4, 12}, layers, how}.train(data).distance_to(expected) < 1e-5);
+        }
+    }
+}
+
 TEST_CASE("a kernel that fails where two chunks overlap is reported with its chunk named, not its partner alone") {
     toy::numbers const data;
     auto const shared = std::make_shared<exchange>();

@@ -17,11 +17,13 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
 using namespace copipe;
+using toy::host_device;
 
 namespace {
 
@@ -301,4 +303,84 @@ TEST_CASE("a pipeline holds no more micro-batches than its schedule says") {
     CHECK(peak(gpipe{}, 32) > 3 * peak(gpipe{}, 8)); // all at once
     CHECK(peak(one_f_one_b{}, 32) == peak(one_f_one_b{}, 8));
     CHECK(peak(one_f_one_b{}, 32) < peak(gpipe{}, 32) / 4);
+}
+
+TEST_CASE("a stage may hand on its very input, any element type and up to five dimensions") {
+    struct pass {
+        struct saved {};
+        static auto forward(context<host_device>&, tensor x, saved&) -> tensor { return x; }
+        static auto backward_input(context<host_device>&, tensor dy, saved&) -> tensor { return dy; }
+    };
+    struct reshape_to_five {
+        struct saved {};
+        static auto forward(context<host_device>&, tensor x, saved&) -> tensor {
+            return x.reshaped({x.size(0), 1, toy::width, 1, 1});
+        }
+        static auto backward_input(context<host_device>&, tensor dy, saved&) -> tensor {
+            if (dy.sizes().rank() != 5) throw std::runtime_error("a gradient of another shape");
+            return dy.reshaped({dy.size(0), toy::width});
+        }
+    };
+    struct reshape_to_two {
+        struct saved {};
+        static auto forward(context<host_device>&, tensor x, saved&) -> tensor {
+            if (x.sizes().rank() != 5) throw std::runtime_error("an input of another shape");
+            return x.reshaped({x.size(0), toy::width});
+        }
+        static auto backward_input(context<host_device>&, tensor dy, saved&) -> tensor {
+            return dy.reshaped({dy.size(0), 1, toy::width, 1, 1});
+        }
+    };
+    auto const network = [] {
+        model<host_device> layers;
+        layers.add(toy::dense{}).add(reshape_to_five{}).add(pass{}).add(pass{}).add(reshape_to_two{}).add(toy::dense{});
+        return layers.add(pass{}).add(toy::distance{});
+    };
+    toy::numbers const data{.rows = [](std::uint64_t index) { return static_cast<std::int64_t>(1 + index % 4); }};
+    toy::setup const inline_one{.threads = rank_threads::calling_thread, .execution = host_execution::inline_};
+    toy::outcome const expected = toy::pipeline{sequential{}, {1, 8}, network(), inline_one}.train(data);
+    toy::setup const single{.cut = partition::given({0, 2, 3, 7, 8}, 8)};
+    CHECK(toy::pipeline{one_f_one_b{}, {4, 8}, network(), single}.train(data).same_bits(expected));
+    CHECK(toy::pipeline{dualpipe_v{}, {4, 8}, network()}.train(data).same_bits(expected));
+    CHECK(toy::pipeline{dualpipe{}, {4, 8}, network(), single}.train(data).distance_to(expected) < 1e-5);
+}
+
+TEST_CASE("tensors of integers cross ranks as integers") {
+    struct to_integers {
+        struct saved {};
+        static auto forward(context<host_device>& c, tensor x, saved&) -> tensor {
+            tensor y = c.make({x.size(0)}, dtype::i32);
+            c.stream.launch([to = y.data<std::int32_t>(), rows = x.size(0)] {
+                for (std::int64_t i = 0; i < rows; ++i) to[i] = static_cast<std::int32_t>(100 + i);
+            });
+            return y;
+        }
+        static auto backward_input(context<host_device>&, tensor dy, saved&) -> tensor {
+            if (dy.type() != dtype::u8) throw std::runtime_error("a gradient of another type");
+            return {};
+        }
+    };
+    struct sum_of_integers {
+        struct saved {
+            std::int64_t rows;
+        };
+        static auto forward(context<host_device>& c, tensor x, saved& s) -> tensor {
+            if (x.type() != dtype::i32 || x.sizes().rank() != 1) throw std::runtime_error("an input of another type");
+            s.rows = x.size(0);
+            tensor loss = c.make({1});
+            c.stream.launch([from = x.data<std::int32_t>(), to = loss.data(), rows = x.size(0)] {
+                *to = 0;
+                for (std::int64_t i = 0; i < rows; ++i) *to += static_cast<float>(from[i]);
+            });
+            return loss;
+        }
+        static auto backward_input(context<host_device>& c, tensor, saved& s) -> tensor {
+            return c.make({s.rows}, dtype::u8);
+        }
+    };
+    model<host_device> layers;
+    layers.add(to_integers{}).add(sum_of_integers{});
+    toy::pipeline piped{one_f_one_b{}, {2, 4}, layers};
+    piped.run_step(toy::numbers{});
+    CHECK(piped.losses() == std::vector<double>(4, (100 + 101 + 102) / 4.0));
 }
