@@ -53,6 +53,7 @@ TEST_CASE("a dataset by reference loads and weighs like the dataset") {
 }
 
 TEST_CASE("a host array takes any shape and type, and keeps its memory when it shrinks and grows again") {
+    CHECK(copipe::host_array{}.bytes() == 0);
     host_array array;
     float* const first = array.resize<float>({10, 3}, dtype::f32);
     CHECK(array.bytes() == 120);

@@ -345,6 +345,40 @@ TEST_CASE("a stage may hand on its very input, any element type and up to five d
     CHECK(toy::pipeline{dualpipe{}, {4, 8}, network(), single}.train(data).distance_to(expected) < 1e-5);
 }
 
+TEST_CASE("a dataset without targets leaves them alone, and the last layer is given none") {
+    struct to_zero { // half the mean square, as if the target were 0
+        struct saved {
+            tensor x;
+        };
+        static auto forward(context<host_device>& c, tensor x, saved& s) -> tensor {
+            if (c.target.count() != 0) throw std::runtime_error("a target from nowhere");
+            s.x = x;
+            tensor loss = c.make({1});
+            c.stream.launch([in = x.data(), out = loss.data(), n = x.count()] {
+                *out = 0;
+                for (std::size_t i = 0; i < n; ++i) *out += in[i] * in[i] / (2 * static_cast<float>(n));
+            });
+            return loss;
+        }
+        static auto backward_input(context<host_device>& c, tensor, saved& s) -> tensor {
+            tensor dx = c.make(s.x.sizes());
+            c.stream.zero(dx.data(), dx.bytes());
+            return dx;
+        }
+    };
+    struct inputs_only {
+        static auto size() -> std::uint64_t { return 8; }
+        static void load(std::uint64_t index, copipe::host_array& input, copipe::host_array&) {
+            float* const x = input.resize<float>({2, toy::width}, copipe::dtype::f32);
+            std::fill_n(x, 2 * toy::width, static_cast<float>(index + 1));
+        }
+    };
+    model<host_device> layers;
+    layers.add(toy::dense{}).add(toy::dense{}).add(to_zero{});
+    toy::outcome const expected = toy::pipeline{sequential{}, {1, 4}, layers}.train(inputs_only{});
+    CHECK(toy::pipeline{one_f_one_b{}, {2, 4}, layers}.train(inputs_only{}).same_bits(expected));
+}
+
 TEST_CASE("tensors of integers cross ranks as integers") {
     struct to_integers {
         struct saved {};

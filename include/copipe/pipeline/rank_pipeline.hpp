@@ -361,7 +361,7 @@ private:
 
     [[nodiscard]] auto upload(host_array const& from) -> tensor {
         tensor to{*compute_->memory(), from.sizes(), from.type()};
-        compute_->copy(to.data(), from.data(), from.bytes());
+        if (from.bytes() != 0) compute_->copy(to.data(), from.data(), from.bytes());
         return to;
     }
 
