@@ -4,6 +4,7 @@
 
 #include "copipe/async/scope.hpp"
 #include "copipe/device/host.hpp"
+#include "copipe/device/simulated.hpp"
 #include "copipe/pipeline/rank_team.hpp"
 #include "copipe/transport/in_process.hpp"
 
@@ -83,7 +84,7 @@ TEST_CASE("a rank of a team can await asio operations") {
     rank_team team{2, both()};
     auto const begin = std::chrono::steady_clock::now();
     auto const body = [&](int rank) -> task<> {
-        boost::asio::steady_timer timer{team.exec(rank).context(), 10ms};
+        boost::asio::steady_timer timer{static_cast<asio_executor&>(team.exec(rank)).context(), 10ms};
         co_await timer.async_wait(use_task);
     };
     team.run(body);
@@ -144,4 +145,20 @@ TEST_CASE("teams come and go") {
         team.run(body);
     }
     SUCCEED();
+}
+
+TEST_CASE("a team runs on an executor that it is given") {
+    simulation clock;
+    rank_team team{3, clock};
+    simulated_device dev{clock};
+    std::vector<double> ends(3);
+    auto const body = [&](int rank) -> task<> {
+        auto& stream = dev.open_stream("compute");
+        stream.launch(rank + 1);
+        auto const end = stream.record(timing::on);
+        co_await end.completion();
+        ends[static_cast<std::size_t>(rank)] = clock.now();
+    };
+    team.run(body);
+    CHECK(ends == std::vector<double>{1, 2, 3});
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The ranks of this process: each with a thread and an executor of its own, or all on the calling thread.
+// The ranks of this process: each with a thread and an executor of its own, or all on the calling thread, there also on
+// an executor of the caller's, such as a simulation.
 #pragma once
 
 #include "copipe/async/asio.hpp"
@@ -34,6 +35,8 @@ public:
         for (member& each : members_)
             each.thread = std::thread([&each] { each.exec.run_until([&each] { return each.leaving; }); });
     }
+    /// All ranks on the calling thread and on `shared`, which outlives the team.
+    rank_team(int ranks, executor& shared) : ranks_(ranks), threads_(rank_threads::calling_thread), shared_(&shared) {}
     rank_team(rank_team const&) = delete;
     auto operator=(rank_team const&) -> rank_team& = delete;
     ~rank_team() {
@@ -45,8 +48,11 @@ public:
     }
 
     [[nodiscard]] auto size() const noexcept -> int { return ranks_; }
-    /// The executor of a rank.
-    [[nodiscard]] auto exec(int rank) noexcept -> asio_executor& { return member_of(rank).exec; }
+    /// The executor of a rank: an asio_executor, unless one was given.
+    [[nodiscard]] auto exec(int rank) noexcept -> executor& {
+        if (shared_) return *shared_;
+        return members_[threads_ == rank_threads::one_each ? static_cast<std::size_t>(rank) : 0].exec;
+    }
 
     /// Runs `make(rank)` for every rank and waits until all have ended. Throws the failure that came first in cause:
     /// one that is not merely the echo of another rank's (peer_failed) or of a sibling's (cancelled).
@@ -55,9 +61,9 @@ public:
     void run(Make make) {
         std::deque<root> roots;
         std::latch ended{ranks_};
-        for (int rank = 0; rank < ranks_; ++rank) roots.emplace_back(make(rank), member_of(rank).exec, ended);
+        for (int rank = 0; rank < ranks_; ++rank) roots.emplace_back(make(rank), exec(rank), ended);
         for (root& each : roots) each.env.exec->wake(each.start);
-        if (threads_ == rank_threads::calling_thread) members_.front().exec.run_until([&] { return ended.try_wait(); });
+        if (threads_ == rank_threads::calling_thread) exec(0).run_until([&] { return ended.try_wait(); });
         ended.wait();
         std::exception_ptr first;
         for (root& each : roots) {
@@ -91,10 +97,6 @@ private:
         std::exception_ptr failure{};
     };
 
-    [[nodiscard]] auto member_of(int rank) noexcept -> member& {
-        return members_[threads_ == rank_threads::one_each ? static_cast<std::size_t>(rank) : 0];
-    }
-
     static auto leave(member& self) -> task<> {
         self.leaving = true;
         co_return;
@@ -120,6 +122,7 @@ private:
 
     int ranks_;
     rank_threads threads_;
+    executor* shared_ = nullptr;
     std::deque<member> members_{};
 };
 
