@@ -7,8 +7,15 @@
 #include "copipe/schedule/dualpipe_v.hpp"
 #include "copipe/schedule/evaluate.hpp"
 #include "copipe/schedule/gpipe.hpp"
+#include "copipe/schedule/interleaved.hpp"
+#include "copipe/schedule/interleaved_zero_bubble.hpp"
 #include "copipe/schedule/one_f_one_b.hpp"
 #include "copipe/schedule/sequential.hpp"
+#include "copipe/schedule/v_half.hpp"
+#include "copipe/schedule/v_min.hpp"
+#include "copipe/schedule/zb_h1.hpp"
+#include "copipe/schedule/zb_h2.hpp"
+#include "copipe/schedule/zb_v.hpp"
 #include "copipe/transport/in_process.hpp"
 
 #include <array>
@@ -25,21 +32,26 @@ using copipe::simulated_device;
 using copipe::tensor;
 using endpoint = copipe::in_process<simulated_device>::endpoint;
 
-/// Takes the given times and hands on a tensor of `floats`.
+/// How much longer a micro-batch takes than the shortest.
+auto longer(std::int64_t micro_batch) -> double { return static_cast<double>(1 + micro_batch * micro_batch % 5); }
+
+/// Takes the given times, longer for some micro-batches, and hands on a tensor of `floats`.
 struct timed {
     double forward_seconds, input_seconds, weight_seconds;
     std::int64_t floats;
     struct saved {};
     static auto parameters() -> std::array<copipe::parameter*, 0> { return {}; }
-    auto forward(copipe::context<simulated_device>& c, tensor, saved&) -> tensor {
-        c.stream.launch(forward_seconds);
+    auto forward(copipe::context<simulated_device>& c, tensor, saved&) const -> tensor {
+        c.stream.launch(forward_seconds * longer(c.micro_batch));
         return c.make({floats});
     }
-    auto backward_input(copipe::context<simulated_device>& c, tensor, saved&) -> tensor {
-        c.stream.launch(input_seconds);
+    auto backward_input(copipe::context<simulated_device>& c, tensor, saved&) const -> tensor {
+        c.stream.launch(input_seconds * longer(c.micro_batch));
         return c.make({floats});
     }
-    void backward_weight(copipe::context<simulated_device>& c, saved&) { c.stream.launch(weight_seconds); }
+    void backward_weight(copipe::context<simulated_device>& c, saved&) const {
+        c.stream.launch(weight_seconds * longer(c.micro_batch));
+    }
 };
 
 struct nothing {
@@ -54,14 +66,18 @@ struct random_costs {
     std::vector<timed> parts;
     double delay = 0;
     double per_byte = 0;
+    copipe::placement where{};
+    int micro_batches = 1;
 
     [[nodiscard]] auto seconds(copipe::action const& work) const -> double {
         double sum = 0;
         for (copipe::chunk const& c : work.chunks()) {
             timed const& part = parts[c.stage % parts.size()];
-            if (c.what == copipe::op::forward) sum += part.forward_seconds;
-            if (c.what == copipe::op::backward || c.what == copipe::op::backward_input) sum += part.input_seconds;
-            if (c.what == copipe::op::backward || c.what == copipe::op::backward_weight) sum += part.weight_seconds;
+            double own = 0;
+            if (c.what == copipe::op::forward) own += part.forward_seconds;
+            if (c.what == copipe::op::backward || c.what == copipe::op::backward_input) own += part.input_seconds;
+            if (c.what == copipe::op::backward || c.what == copipe::op::backward_weight) own += part.weight_seconds;
+            sum += own * longer(where.global_micro_batch(c.stage, c.micro_batch, micro_batches));
         }
         return sum;
     }
@@ -120,7 +136,8 @@ void agree_on_random_costs(Policy policy, std::vector<copipe::shape> const& shap
         copipe::shape const size = shapes[static_cast<std::size_t>(round) % shapes.size()];
         auto const where = policy.placed(size);
         random_costs costs{
-            .parts = {}, .delay = round % 3 == 0 ? 0 : draw(1), .per_byte = round % 4 == 0 ? 0 : draw(1) / 64};
+            .parts = {}, .delay = round % 3 == 0 ? 0 : draw(1), .per_byte = round % 4 == 0 ? 0 : draw(1) / 64,
+            .where = where, .micro_batches = size.micro_batches};
         for (int s = 0; s < where.model_stages(); ++s) {
             costs.parts.push_back(
                 {draw(2), draw(2), draw(2), std::uniform_int_distribution<std::int64_t>{1, 30}(random)});
@@ -135,16 +152,27 @@ void agree_on_random_costs(Policy policy, std::vector<copipe::shape> const& shap
 
 } // namespace
 
-TEST_CASE("the engine in virtual time and the evaluator come to the same makespan for random costs") {
-    agree_on_random_costs(copipe::sequential{}, {{1, 1}, {1, 7}}, 50);
-    agree_on_random_costs(copipe::gpipe{}, {{1, 3}, {2, 1}, {3, 5}, {4, 8}, {7, 3}}, 400);
-    agree_on_random_costs(copipe::one_f_one_b{}, {{1, 3}, {2, 1}, {3, 5}, {4, 8}, {7, 3}}, 400);
-    agree_on_random_costs(copipe::dualpipe{}, {{2, 4}, {4, 8}, {4, 10}, {6, 14}, {8, 20}}, 400);
-    agree_on_random_costs(copipe::dualpipe_v{}, {{1, 2}, {2, 4}, {3, 7}, {4, 10}, {8, 16}}, 400);
+TEST_CASE("under every policy the engine in virtual time and the evaluator come to the same makespan for random costs") {
+    std::vector<copipe::shape> const any{{1, 3}, {2, 1}, {3, 5}, {4, 8}, {7, 3}};
+    std::vector<copipe::shape> const even{{2, 4}, {4, 8}, {4, 12}, {3, 6}};
+    agree_on_random_costs(copipe::sequential{}, {{1, 1}, {1, 7}}, 1000);
+    agree_on_random_costs(copipe::gpipe{}, any, 1000);
+    agree_on_random_costs(copipe::one_f_one_b{}, any, 1000);
+    agree_on_random_costs(copipe::interleaved<2>{}, even, 1000);
+    agree_on_random_costs(copipe::interleaved<3>{}, even, 1000);
+    agree_on_random_costs(copipe::interleaved_overlapped<2>{}, even, 1000);
+    agree_on_random_costs(copipe::interleaved_zero_bubble<2>{}, even, 1000);
+    agree_on_random_costs(copipe::zb_h1{}, any, 1000);
+    agree_on_random_costs(copipe::zb_h2{}, any, 1000);
+    agree_on_random_costs(copipe::zb_v{}, any, 1000);
+    agree_on_random_costs(copipe::v_half{}, any, 1000);
+    agree_on_random_costs(copipe::v_min{}, any, 1000);
+    agree_on_random_costs(copipe::dualpipe{}, {{2, 4}, {4, 8}, {4, 10}, {6, 14}, {8, 20}}, 1000);
+    agree_on_random_costs(copipe::dualpipe_v{}, {{1, 2}, {2, 4}, {3, 7}, {4, 10}, {8, 16}}, 1000);
 }
 
 TEST_CASE("virtual time is the same from run to run, and a slow rank makes the step longer") {
-    random_costs const costs{.parts = std::vector<timed>(4, timed{1, 1, 1, 1}), .delay = 0.25, .per_byte = 0};
+    random_costs const costs{.parts = std::vector<timed>(4, timed{1, 1, 1, 1}), .delay = 0.25};
     double const first = simulated_run{copipe::one_f_one_b{}, {4, 8}, costs}.step();
     double const again = simulated_run{copipe::one_f_one_b{}, {4, 8}, costs}.step();
     double const slow =
@@ -155,13 +183,13 @@ TEST_CASE("virtual time is the same from run to run, and a slow rank makes the s
 }
 
 TEST_CASE("a simulated device that fails ends the step with the chunk that it hit, on all ranks") {
-    random_costs const costs{.parts = std::vector<timed>(4, timed{1, 1, 1, 1}), .delay = 0, .per_byte = 0};
+    random_costs const costs{.parts = std::vector<timed>(4, timed{1, 1, 1, 1})};
     simulated_run broken{copipe::one_f_one_b{}, {4, 8}, costs, {.fails_at = 10.5}};
     REQUIRE_THROWS_AS(broken.step(), copipe::chunk_error);
 }
 
 TEST_CASE("a step that can make no progress is reported at once") {
-    random_costs const costs{.parts = std::vector<timed>(2, timed{1, 1, 1, 1}), .delay = 0, .per_byte = 0};
+    random_costs const costs{.parts = std::vector<timed>(2, timed{1, 1, 1, 1})};
     simulated_run stuck{copipe::one_f_one_b{}, {2, 4}, costs};
     stuck.clock.on_deadlock([&] { stuck.net.connect(0).abort(); });
     auto const only_rank_0 = [&]() -> copipe::task<> {
