@@ -152,7 +152,7 @@ void agree_on_random_costs(Policy policy, std::vector<copipe::shape> const& shap
 
 } // namespace
 
-TEST_CASE("under every policy the engine in virtual time and the evaluator come to the same makespan for random costs") {
+TEST_CASE("the engine in virtual time takes what the evaluator predicts, under every policy, for random costs") {
     std::vector<copipe::shape> const any{{1, 3}, {2, 1}, {3, 5}, {4, 8}, {7, 3}};
     std::vector<copipe::shape> const even{{2, 4}, {4, 8}, {4, 12}, {3, 6}};
     agree_on_random_costs(copipe::sequential{}, {{1, 1}, {1, 7}}, 1000);
