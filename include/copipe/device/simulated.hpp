@@ -161,7 +161,7 @@ public:
     void zero(void*, std::size_t) noexcept {}
     void add(float*, float const*, std::size_t) noexcept {}
     [[nodiscard]] auto record(timing = timing::off) noexcept -> simulated_event {
-        return {this, tail_ + (link_ ? how_->latency : 0)};
+        return {this, std::max(tail_, clock_->now()) + (link_ ? how_->latency : 0)};
     }
     void wait(simulated_event const& e) noexcept { tail_ = std::max(tail_, e.time_); }
     /// The host cannot wait in virtual time outside a coroutine; what was enqueued has an end already. Throws what
