@@ -7,6 +7,7 @@
 #include "copipe/async/scope.hpp"
 #include "copipe/async/task.hpp"
 #include "copipe/async/wait_queue.hpp"
+#include "copipe/balance/balanced.hpp"
 #include "copipe/balance/balancer.hpp"
 #include "copipe/balance/bottleneck.hpp"
 #include "copipe/balance/chain.hpp"

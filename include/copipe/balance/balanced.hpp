@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+// The balancer that plans exactly and moves when that pays: at the latest when staying has cost as much as a move.
+#pragma once
+
+#include "copipe/balance/balancer.hpp"
+#include "copipe/balance/solve_partition.hpp"
+
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <string>
+
+namespace copipe {
+
+/// When `balanced` looks, and when it moves.
+struct balanced_options {
+    int check_every = 100;  ///< steps
+    double slack = 0.02;    ///< of plans this near to the best, but not to the present, the one that moves least
+    double least_cost = 1;  ///< what a move is taken to cost at least, in steps
+    int dwell = 200;        ///< a move within so many steps after another must pay twice what that had to, and so on
+    double caution = 2;     ///< standard errors that are taken off a gain before it counts
+};
+
+/// What a look at the measurements came to. Seconds are predicted, for one step unless said otherwise.
+struct decision {
+    std::uint64_t step = 0;
+    double now = 0, best = 0; ///< with the present partition, and with the plan, on measurements it was not fitted to
+    double noise = 0;         ///< standard error of such a prediction
+    double missed = 0;        ///< seconds in all that the plan would have saved so far
+    double cost = 0;          ///< seconds in all that moving would take
+    ticks bytes = 0;          ///< that would cross ranks
+    bool moves = false;
+    char const* why = "nothing was measured yet";
+
+    /// One line for a log.
+    [[nodiscard]] std::string text() const {
+        std::array<char, 256> numbers{};
+        std::snprintf(numbers.data(), numbers.size(),
+                      " (a step takes %.3g s, with the plan %.3g s, give or take %.2g s; missed so far %.3g s, "
+                      "moving %lld bytes costs %.3g s)",
+                      now, best, noise, missed, static_cast<long long>(bytes), cost);
+        return "step " + std::to_string(step) + ": " + why + numbers.data();
+    }
+};
+
+/// What the measurements say of a model and its ranks, as a problem for solve_partition; costs from `layers`, in
+/// billionths of their sum, slowness in thousandths. Memory is left out for `loop`, whose solver knows no limits.
+[[nodiscard]] inline partition_problem problem_of(measurements const& seen, row<pass_times> const& layers) {
+    partition_problem found{.order = seen.where.kind == layout::single ? stage_order::single
+                                     : seen.where.kind == layout::loop ? stage_order::loop
+                                     : seen.where.kind == layout::v    ? stage_order::v
+                                                                       : stage_order::bidirectional,
+                            .ranks = seen.where.ranks, .stages_per_rank = seen.where.per_rank};
+    double sum = 0;
+    for (auto const& each : layers) sum += each.total();
+    for (auto const& each : layers) found.weights.push_back(std::llround(sum > 0 ? each.total() / sum * 1e9 : 0));
+    for (double const each : seen.slowness) found.slow.push_back(std::max(1LL, std::llround(1e3 * each)));
+    if (seen.memory.capacity.empty() || found.order == stage_order::loop) return found;
+    found.parameters.assign(seen.bytes.begin(), seen.bytes.end());
+    found.activations = seen.memory.activations;
+    found.fixed = seen.memory.fixed;
+    found.in_flight = seen.memory.in_flight;
+    if (found.mirrored()) found.in_flight_far = seen.memory.in_flight_far;
+    found.capacity = seen.memory.capacity;
+    return found;
+}
+
+/// [ranks] the time of each rank's stages for one micro-batch, mirrored ranks as one; and what a step of them takes:
+/// its slowest rank's work, and where nothing else is known to fill the pipeline meanwhile, everyone's once.
+[[nodiscard]] inline row<double> rank_times(partition_problem const& problem, row<int> const& bounds) {
+    row<double> times(problem.order == stage_order::bidirectional ? problem.ranks / 2 : problem.ranks);
+    running_sums const work(problem.weights);
+    for (int stage = 0; stage < problem.stages(); ++stage) {
+        int const rank = problem.rank_of(stage);
+        times[rank] += static_cast<double>(problem.slowness(rank) * work(bounds[stage], bounds[stage + 1]));
+    }
+    return times;
+}
+[[nodiscard]] inline double step_time(partition_problem const& problem, row<int> const& bounds, int micro_batches) {
+    auto const times = rank_times(problem, bounds);
+    double const slowest = *std::ranges::max_element(times);
+    bool const fills = problem.order == stage_order::single;
+    return (micro_batches - 1) * slowest + (fills ? std::accumulate(times.begin(), times.end(), 0.0) : slowest);
+}
+
+/// The bytes that the busiest rank sends or receives if layers of these `bytes` move from one partition to another.
+[[nodiscard]] inline double busiest_transfer(placement const& where, row<int> const& from, row<int> const& to,
+                                             row<std::size_t> const& bytes) {
+    row<double> sent(where.ranks), received(where.ranks);
+    for (int first = 0; first < where.stages(); first += where.model_stages())
+        for (int layer = 0, a = first, b = first; layer < bytes.count(); ++layer) {
+            while (from[a - first + 1] <= layer) ++a;
+            while (to[b - first + 1] <= layer) ++b;
+            if (where.rank_of(a) == where.rank_of(b)) continue;
+            sent[where.rank_of(a)] += static_cast<double>(bytes[layer]);
+            received[where.rank_of(b)] += static_cast<double>(bytes[layer]);
+        }
+    return std::max(*std::ranges::max_element(sent), *std::ranges::max_element(received));
+}
+
+/// Plans with solve_partition from what is measured, and moves when the plan would have saved, since it has been
+/// better, what moving costs (ski rental): for one change of costs, at most the cost of one move is lost against knowing
+/// the future, besides what passes until the change can be measured. Savings are predicted from measurements that the
+/// plan was not fitted to, less what may be noise; while the plan would be worse they are used up again. So neither
+/// noise nor a device that throttles and recovers too often makes layers move. Throws partition_problem_error where
+/// the measurements contradict themselves.
+class balanced {
+public:
+    explicit balanced(balanced_options options = {}) : options_(options) {}
+
+    [[nodiscard]] auto check_every() const noexcept -> int { return options_.check_every; }
+    [[nodiscard]] auto last_decision() const noexcept -> decision const& { return last_; }
+
+    [[nodiscard]] auto propose(measurements const& seen, partition const& now) -> std::optional<partition> {
+        auto const steps = static_cast<double>(std::min<std::uint64_t>(
+            seen.step - last_.step, static_cast<std::uint64_t>(options_.check_every)));
+        last_ = {.step = seen.step, .missed = last_.missed};
+        row<int> const bounds(now.bounds());
+        if (bounds != present_) last_.missed = 0;
+        present_ = bounds;
+        if (last_.missed == 0) plan_ = bounds;
+
+        auto const problem = problem_of(seen, seen.layers), held_out = problem_of(seen, seen.held_out);
+        auto const optimum = solve_partition(problem);
+        if (!optimum) return stay("no partition fits into memory");
+        auto const times = rank_times(problem, bounds);
+        double const gap = *std::ranges::max_element(times) / static_cast<double>(optimum->objective) - 1;
+        double const slack = std::min(options_.slack, gap / 4);
+        present_partition const present{bounds, {seen.bytes.begin(), seen.bytes.end()}, slack};
+        auto const best = gap > 0 ? solve_partition(problem, &present) : std::nullopt;
+        bool const better = best && best->bounds != bounds;
+        if (better) plan_ = best->bounds;
+
+        double const unit = seen.step_seconds / step_time(held_out, bounds, seen.micro_batches);
+        last_.now = seen.step_seconds;
+        last_.best = unit * step_time(held_out, plan_, seen.micro_batches);
+        last_.noise = noise(times, rank_times(held_out, bounds)) * seen.step_seconds;
+        last_.bytes = best ? best->moved : 0;
+        last_.cost = std::max(options_.least_cost * seen.step_seconds,
+                              seen.move_seconds + transfer_seconds(seen, bounds));
+        bool const lately = moved_ && seen.step - *moved_ < static_cast<std::uint64_t>(options_.dwell);
+        double const needed = last_.cost * (lately ? 2 * hesitation_ : 1);
+        double const gain = last_.now - last_.best - options_.caution * last_.noise;
+        last_.missed = std::max(0.0, last_.missed + steps * gain);
+        if (!better) return stay("the present partition is as good as any");
+        if (gain <= 0) return stay("the better plan does not hold on other measurements");
+        if (last_.missed + options_.check_every * gain < needed) return stay("moving does not pay yet");
+        last_.moves = true;
+        last_.why = "layers move";
+        hesitation_ = needed / last_.cost;
+        moved_ = seen.step;
+        return partition::given(plan_, now.layers());
+    }
+
+private:
+    auto stay(char const* why) -> std::optional<partition> {
+        last_.why = why;
+        return {};
+    }
+    [[nodiscard]] auto transfer_seconds(measurements const& seen, row<int> const& bounds) const -> double {
+        if (seen.bytes_per_second <= 0) return 0;
+        return busiest_transfer(seen.where, bounds, plan_, seen.bytes) / seen.bytes_per_second;
+    }
+    /// The relative standard error of ranks' times, from how much two halves of the measurements disagree, now and
+    /// before.
+    auto noise(row<double> const& fitted, row<double> const& held_out) -> double {
+        double squares = 0;
+        for (int rank = 0; rank < fitted.count(); ++rank) squares += std::pow(fitted[rank] - held_out[rank], 2) / 2;
+        double const variance = squares / fitted.count() / std::pow(*std::ranges::max_element(held_out), 2);
+        variance_ = variance_ < 0 ? variance : (3 * variance_ + variance) / 4;
+        return std::sqrt(variance_);
+    }
+
+    balanced_options options_;
+    decision last_{};
+    row<int> present_{}, plan_{}; ///< bounds
+    std::optional<std::uint64_t> moved_{}; ///< when
+    double hesitation_ = 1; ///< how many times its cost the last move had to pay
+    double variance_ = -1; ///< of a rank's time, relative; negative: unknown
+};
+static_assert(balancer<balanced>);
+
+} // namespace copipe
