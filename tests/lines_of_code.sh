@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../include/copipe"
 
 limit=3000
 core_rooms='async|schedule|device|transport|model|pipeline|balance'
-outside_core='cuda|nccl|mpi|rendezvous'
+outside_core='cuda|nccl|mpi|launch|rendezvous|tcp'
 
 count() { cat -- "$@" /dev/null | grep -cvE '^[[:space:]]*(//.*)?$' || true; }
 

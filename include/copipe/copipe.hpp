@@ -75,3 +75,5 @@
 #include "copipe/train/profile.hpp"
 #include "copipe/train/trainer.hpp"
 #include "copipe/transport/in_process.hpp"
+#include "copipe/transport/launch.hpp"
+#include "copipe/transport/rendezvous.hpp"
