@@ -32,7 +32,8 @@ public:
 
     cuda_device() : cuda_device(cuda_options{}) {}
     /// Throws no_such_gpu or cuda_error.
-    explicit cuda_device(cuda_options options) : options_(checked(std::move(options))), shared_(gpu(), options_.polling) {
+    explicit cuda_device(cuda_options options)
+        : options_(checked(std::move(options))), shared_(options_.gpu, options_.polling) {
         require_cuda(cudaDeviceGetStreamPriorityRange(&least_, &greatest_), "cudaDeviceGetStreamPriorityRange",
                      {gpu(), "device"});
     }

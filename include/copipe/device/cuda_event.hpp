@@ -148,7 +148,7 @@ private:
         waiter* who;
     };
 
-    /// The oldest event that someone waits for on a stream, held; `nobody_` if there is none, null after the last stream.
+    /// The oldest event that someone waits for on a stream, held; `nobody_` if nobody does, null after the last stream.
     auto head(std::size_t stream) -> cuda_record* {
         std::scoped_lock const lock{mutex_};
         if (stream >= lists_.size()) return nullptr;
