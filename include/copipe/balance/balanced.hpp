@@ -78,7 +78,7 @@ struct decision {
 }
 [[nodiscard]] inline double step_time(partition_problem const& problem, row<int> const& bounds, int micro_batches) {
     auto const times = rank_times(problem, bounds);
-    double const slowest = *std::ranges::max_element(times);
+    double const slowest = std::ranges::max(times);
     bool const fills = problem.order == stage_order::single;
     return (micro_batches - 1) * slowest + (fills ? std::accumulate(times.begin(), times.end(), 0.0) : slowest);
 }
@@ -95,7 +95,7 @@ struct decision {
             sent[where.rank_of(a)] += static_cast<double>(bytes[layer]);
             received[where.rank_of(b)] += static_cast<double>(bytes[layer]);
         }
-    return std::max(*std::ranges::max_element(sent), *std::ranges::max_element(received));
+    return std::max(std::ranges::max(sent), std::ranges::max(received));
 }
 
 /// Plans with solve_partition from what is measured, and moves when the plan would have saved, since it has been
@@ -124,7 +124,7 @@ public:
         auto const optimum = solve_partition(problem);
         if (!optimum) return stay("no partition fits into memory");
         auto const times = rank_times(problem, bounds);
-        double const gap = *std::ranges::max_element(times) / static_cast<double>(optimum->objective) - 1;
+        double const gap = std::ranges::max(times) / static_cast<double>(optimum->objective) - 1;
         double const slack = std::min(options_.slack, gap / 4);
         present_partition const present{bounds, {seen.bytes.begin(), seen.bytes.end()}, slack};
         auto const best = gap > 0 ? solve_partition(problem, &present) : std::nullopt;
@@ -166,7 +166,7 @@ private:
     auto noise(row<double> const& fitted, row<double> const& held_out) -> double {
         double squares = 0;
         for (int rank = 0; rank < fitted.count(); ++rank) squares += std::pow(fitted[rank] - held_out[rank], 2) / 2;
-        double const variance = squares / fitted.count() / std::pow(*std::ranges::max_element(held_out), 2);
+        double const variance = squares / fitted.count() / std::pow(std::ranges::max(held_out), 2);
         variance_ = variance_ < 0 ? variance : (3 * variance_ + variance) / 4;
         return std::sqrt(variance_);
     }

@@ -104,7 +104,7 @@ public:
         known_ = costs(all, mean);
         measurements seen{.step = trained_, .where = where_, .micro_batches = micro_batches_};
         seen.step_seconds = median(step_seconds_);
-        double const fastest = *std::ranges::min_element(slowness_);
+        double const fastest = std::ranges::min(slowness_);
         for (double const each : slowness_) seen.slowness.push_back(each / fastest);
         for (auto const& [first, into] : {std::pair{0, &seen.layers}, {1, &seen.held_out}}) {
             auto const found = costs(medians(first, 2), mean);
