@@ -80,7 +80,7 @@ void compare(job const& of) {
     std::uint64_t const steps = std::min<std::uint64_t>(of.asked.steps, 8);
     of.announce();
     std::cout << "steps   " << steps << " under each policy\n" << std::endl;
-    std::cout << gpt::compare(of.asked.pipeline, of.model, copipe::profile_layers(of.model, of.training),
+    std::cout << gpt::compare(of.asked.pipeline, of.model, gpt::measured(of.model, of.training),
                               trainer_options(of.asked), of.training, steps)
               << std::flush;
 }
@@ -146,7 +146,7 @@ public:
 private:
     [[nodiscard]] static auto planned(job const& of) -> gpt::run_plan {
         auto order = gpt::schedule_of(of.asked.policy, of.asked.pipeline, of.layers());
-        return {std::move(order), copipe::profile_layers(of.model, of.training)};
+        return {std::move(order), gpt::measured(of.model, of.training)};
     }
 
     void note(copipe::step_report const& report) {
