@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # How much faster two ranks train than one: train_gpt under every policy on two cores against `sequential` on one of
-# them, in rounds one after the other, so that what else the machine does falls on all of them alike.
+# them, in rounds one after the other, so that what else the machine does falls on all of them alike. The row "two apart"
+# is what two cores of this machine can give at most: two sequential runs at once that know nothing of each other.
 #   bench/train_gpt.sh [ROUNDS [STEPS]]   5 rounds of 12 steps when none are named; the first 2 steps do not count
 set -euo pipefail
 export LC_ALL=C
@@ -39,28 +40,34 @@ trap 'rm -rf "$scratch"' EXIT
 
 median() { sort -n | awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'; }
 
-# once POLICY RANKS: a run; prints the median of its steps in seconds, the predicted and the measured bubble in percent.
+# once POLICY RANKS CORES: a run on these cores; prints the median of its steps in seconds, the predicted and the measured
+# bubble in percent.
 once() {
-    local on=${cores[0]}
-    (($2 == 1)) || on=${cores[0]},${cores[1]}
-    taskset -c "$on" "$TRAIN_GPT" --policy "$1" --ranks "$2" --steps "$steps" --data include --eval-every 0 \
-        --sample 0 --log "$scratch/log" >"$scratch/out" 2>"$scratch/err" ||
-        die "train_gpt failed: $(cat "$scratch/err")"
-    tail -n +3 "$scratch/log" >"$scratch/steps"
+    local own=$scratch/on.$3
+    taskset -c "$3" "$TRAIN_GPT" --policy "$1" --ranks "$2" --steps "$steps" --data include --eval-every 0 \
+        --sample 0 --log "$own.log" >"$own.out" 2>"$own.err" ||
+        die "train_gpt failed: $(cat "$own.err")"
+    tail -n +3 "$own.log" >"$own.steps"
     printf '%s %s %s\n' \
-        "$(sed 's/.*"step_seconds":\([^,]*\),.*/\1/' "$scratch/steps" | median)" \
-        "$(sed -n 's/^plan .* bubble \([0-9.]*\) %$/\1/p' "$scratch/out")" \
-        "$(sed 's/.*"pipeline_bubble_ratio":\[\([^]]*\)\].*/\1/' "$scratch/steps" |
+        "$(sed 's/.*"step_seconds":\([^,]*\),.*/\1/' "$own.steps" | median)" \
+        "$(sed -n 's/^plan .* bubble \([0-9.]*\) %$/\1/p' "$own.out")" \
+        "$(sed 's/.*"pipeline_bubble_ratio":\[\([^]]*\)\].*/\1/' "$own.steps" |
             awk -F, '{ s = 0; for (i = 1; i <= NF; ++i) s += $i; print 100 * s / NF }' | median)"
 }
 
 policies=(gpipe one_f_one_b dualpipe dualpipe_v)
 for ((round = 1; round <= rounds; ++round)); do
     say "round $round of $rounds"
-    once sequential 1 >>"$scratch/sequential"
+    once sequential 1 "${cores[0]}" >>"$scratch/sequential"
     reference=$(tail -n 1 "$scratch/sequential" | cut -d' ' -f1)
+    once sequential 1 "${cores[0]}" >"$scratch/first" &
+    once sequential 1 "${cores[1]}" >"$scratch/second"
+    wait
+    paste -d' ' "$scratch/first" "$scratch/second" |
+        awk -v reference="$reference" '{ print $1 * $4 / ($1 + $4), 0, 0, reference / $1 + reference / $4 }' \
+            >>"$scratch/apart"
     for policy in "${policies[@]}"; do
-        once "$policy" 2 >"$scratch/now"
+        once "$policy" 2 "${cores[0]},${cores[1]}" >"$scratch/now"
         awk -v reference="$reference" '{ print $0, reference / $1 }' "$scratch/now" >>"$scratch/$policy"
     done
 done
@@ -70,9 +77,12 @@ printf '%-12s %5s %12s %9s %22s %17s %16s\n' \
     policy cores 'step (s)' speed-up 'lowest to highest' predicted\ bubble measured\ bubble
 printf '%-12s %5d %12.4f %9s %22s %16.1f%% %15.1f%%\n' \
     sequential 1 "$(column sequential 1)" - - "$(column sequential 2)" "$(column sequential 3)"
+spread() { cut -d' ' -f4 "$scratch/$1" | sort -n | sed -n '1p;$p' | xargs printf '%.3f to %.3f'; }
+printf '%-12s %5d %12.4f %9.3f %22s %17s %16s\n' \
+    'two apart' 2 "$(column apart 1)" "$(column apart 4)" "$(spread apart)" - -
 for policy in "${policies[@]}"; do
     printf '%-12s %5d %12.4f %9.3f %22s %16.1f%% %15.1f%%\n' \
         "$policy" 2 "$(column "$policy" 1)" "$(column "$policy" 4)" \
-        "$(cut -d' ' -f4 "$scratch/$policy" | sort -n | sed -n '1p;$p' | xargs printf '%.3f to %.3f')" \
+        "$(spread "$policy")" \
         "$(column "$policy" 2)" "$(column "$policy" 3)"
 done
