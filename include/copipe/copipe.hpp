@@ -77,3 +77,4 @@
 #include "copipe/transport/in_process.hpp"
 #include "copipe/transport/launch.hpp"
 #include "copipe/transport/rendezvous.hpp"
+#include "copipe/transport/tcp.hpp"

@@ -42,8 +42,20 @@ public:
 class peer_failed : public error {
 public:
     explicit peer_failed(int failed_rank)
-        : error("rank " + std::to_string(failed_rank) + " failed; its error says why"), rank(failed_rank) {}
+        : peer_failed(failed_rank, "rank " + std::to_string(failed_rank) + " failed; its error says why") {}
     int rank;
+
+protected:
+    peer_failed(int failed_rank, std::string const& sentence) : error(sentence), rank(failed_rank) {}
+};
+
+/// Another rank's process has ended, or nothing comes from it any more.
+class peer_lost : public peer_failed {
+public:
+    peer_lost(int lost_rank, std::string const& why)
+        : peer_failed(lost_rank, "rank " + std::to_string(lost_rank) + " is gone (" + why +
+                                     "): what its process wrote last says more; start the job again from a checkpoint") {
+    }
 };
 
 /// The two ends of a transfer on the receiving stream.
