@@ -54,8 +54,7 @@ class peer_lost : public peer_failed {
 public:
     peer_lost(int lost_rank, std::string const& why)
         : peer_failed(lost_rank, "rank " + std::to_string(lost_rank) + " is gone (" + why +
-                                     "): what its process wrote last says more; start the job again from a checkpoint") {
-    }
+                                     "): its output says more; start the job again from a checkpoint") {}
 };
 
 /// The two ends of a transfer on the receiving stream.
