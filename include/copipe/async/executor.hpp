@@ -9,6 +9,7 @@
 #include <concepts>
 #include <coroutine>
 #include <cstddef>
+#include <functional>
 #include <stop_token>
 #include <thread>
 #include <utility>
@@ -32,6 +33,12 @@ struct environment {
 class cancelled : public error {
 public:
     cancelled() : error("cancelled: a sibling failed or the step was stopped") {}
+};
+
+/// Every coroutine of an executor waits, and nothing is under way that could wake one.
+class deadlock_error : public error {
+public:
+    using error::error;
 };
 
 /// A suspended coroutine, as the list node that its awaiter embeds.
@@ -91,6 +98,12 @@ public:
         return true;
     }
 
+    /// What to do when every coroutine waits and nothing is under way that could wake one, for instance to abort the
+    /// transport so that every await ends. It must make something ready, and is called once. Only an executor that can
+    /// know, such as a simulation, ever calls it; without it, that one throws deadlock_error out of run_until and leaves
+    /// the coroutines suspended.
+    void on_deadlock(std::function<void()> resolve) { resolve_deadlock_ = std::move(resolve); }
+
     /// How many coroutines this executor has resumed: the host suspensions of its ranks.
     [[nodiscard]] auto resumed() const noexcept -> std::size_t { return resumed_; }
 
@@ -99,6 +112,12 @@ protected:
     virtual void idle() {
         remote_.wait(nullptr, std::memory_order_acquire);
         take_woken();
+    }
+
+    /// For those that can know: nothing is ready and nothing is under way.
+    void deadlocked() {
+        if (!resolve_deadlock_) throw deadlock_error("everything waits and no work is under way: this can never end");
+        std::exchange(resolve_deadlock_, nullptr)();
     }
 
     /// Called by `wake` from any thread when the hand-over list was empty: makes `idle` return.
@@ -129,6 +148,7 @@ private:
     std::size_t resumed_ = 0;
     std::atomic<waiter*> remote_{nullptr};
     std::atomic<int> waking_{0};
+    std::function<void()> resolve_deadlock_{};
 };
 
 /// Two tasks of one rank that take turns: the state behind `alternate(a, b)`. A side keeps the turn until it suspends;

@@ -23,12 +23,6 @@
 
 namespace copipe {
 
-/// The simulated ranks can make no further progress: everything waits, and nothing is under way.
-class deadlock_error : public error {
-public:
-    using error::error;
-};
-
 /// The executor of all simulated ranks and their clock. Idle time does not pass: the clock jumps to the next
 /// completion.
 class simulation final : public executor {
@@ -37,11 +31,6 @@ public:
 
     /// Wakes a waiter at a moment of virtual time.
     void wake_at(double time, waiter& w) { agenda_.push({time, order_++, &w}); }
-
-    /// What to do when nothing can run and nothing is under way, for instance to abort the transport so that every
-    /// await ends. It must make something ready. Without it, idle() throws deadlock_error and coroutines are left
-    /// suspended.
-    void on_deadlock(std::function<void()> resolve) { resolve_ = std::move(resolve); }
 
 private:
     struct appointment {
@@ -57,11 +46,7 @@ private:
     void idle() override {
         take_woken();
         if (run_one()) return;
-        if (agenda_.empty()) {
-            if (!resolve_) throw deadlock_error("the simulation is stuck: every rank waits and no work is under way");
-            std::exchange(resolve_, nullptr)();
-            return;
-        }
+        if (agenda_.empty()) return deadlocked();
         now_ = std::max(now_, agenda_.top().time);
         while (!agenda_.empty() && agenda_.top().time <= now_) {
             post(*agenda_.top().who);
@@ -72,16 +57,36 @@ private:
     double now_ = 0;
     std::uint64_t order_ = 0;
     std::priority_queue<appointment> agenda_{};
-    std::function<void()> resolve_{};
 };
 
 /// How one simulated rank behaves. Seconds are virtual.
 struct simulated_behaviour {
     double latency = 0;          ///< of a message to arrive here
     double seconds_per_byte = 0; ///< that a message keeps its link busy
-    /// What a launch of `seconds` at `start` really takes: slowness, throttling, jitter. As given if left out.
+    /// What a launch of `seconds` at `start` really takes: slowness, throttling, jitter (see seeded_stretch). As given if
+    /// left out.
     std::function<double(double start, double seconds)> stretch{};
     double fails_at = std::numeric_limits<double>::infinity(); ///< launches that would end later than this throw
+};
+
+/// A `stretch` that is the same in every run from one seed: each launch takes `slowness` times as long, and up to `jitter`
+/// of that more, drawn anew for every launch.
+class seeded_stretch {
+public:
+    explicit seeded_stretch(std::uint64_t seed, double jitter, double slowness = 1) noexcept
+        : state_(seed), jitter_(jitter), slowness_(slowness) {}
+
+    [[nodiscard]] auto operator()(double, double seconds) noexcept -> double {
+        std::uint64_t z = state_ += 0x9e3779b97f4a7c15ULL; // splitmix64
+        z = (z ^ (z >> 30U)) * 0xbf58476d1ce4e5b9ULL;
+        z = (z ^ (z >> 27U)) * 0x94d049bb133111ebULL;
+        double const drawn = static_cast<double>((z ^ (z >> 31U)) >> 11U) * 0x1p-53;
+        return seconds * slowness_ * (1 + jitter_ * drawn);
+    }
+
+private:
+    std::uint64_t state_;
+    double jitter_, slowness_;
 };
 
 class simulated_stream;
