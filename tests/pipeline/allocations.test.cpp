@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <string>
+#include <utility>
 #include <vector>
 
 using namespace copipe;
@@ -20,7 +21,9 @@ namespace {
 
 struct counter {
     std::size_t spans = 0;
+    std::size_t passes = 0;
     void record(span const&) noexcept { ++spans; }
+    void record(layer_span const&) noexcept { ++passes; }
 };
 
 /// Heap allocations of one training step after warm-up: of the best of several, as threads differ in their timing.
@@ -42,13 +45,14 @@ auto allocations_of_step(Policy const& policy, int micro_batches, toy::setup con
 
 TEST_CASE("a step allocates as little with 64 micro-batches as with 8, on one thread") {
     counter listener;
-    for (bool const listens : {false, true}) {
+    for (auto const& [listens, layers] : {std::pair{false, timing::off}, {true, timing::off}, {true, timing::on}}) {
         toy::setup how{.threads = rank_threads::calling_thread, .execution = host_execution::inline_};
         if (listens) how.options.listener = observer_ref{listener};
+        how.layers = layers;
         auto const check = [&](auto const& policy) {
             std::size_t const few = allocations_of_step(policy, 8, how);
             std::size_t const many = allocations_of_step(policy, 64, how);
-            CAPTURE(policy.name, listens, few, many);
+            CAPTURE(policy.name, how.options.listener.wants_layers(), listener.passes, few, many);
             CHECK(few == many);
             CHECK(few < 40);
         };
@@ -56,6 +60,7 @@ TEST_CASE("a step allocates as little with 64 micro-batches as with 8, on one th
         check(one_f_one_b{});
         check(dualpipe{});
         check(dualpipe_v{});
+        CHECK((listener.passes > 0) == (layers == timing::on));
     }
 }
 

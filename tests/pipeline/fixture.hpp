@@ -25,6 +25,7 @@ struct setup {
     copipe::host_execution execution = copipe::host_execution::worker_thread;
     copipe::pipeline_options options{.lookahead = 4, .seed = 3, .listener = {}};
     std::optional<copipe::partition> cut{};
+    copipe::timing layers = copipe::timing::off; ///< whether training steps time each layer
 };
 
 /// What a training step came to, for comparison to the bit.
@@ -68,7 +69,8 @@ public:
         : plan(copipe::plan_step(policy, size)),
           cut(how.cut ? *how.cut
                       : copipe::partition::even(static_cast<int>(layers.size()), plan.where.model_stages())),
-          groups(copipe::parameter_groups(layers, cut, plan.where)), net(size.ranks), team(size.ranks, how.threads) {
+          groups(copipe::parameter_groups(layers, cut, plan.where)), net(size.ranks), team(size.ranks, how.threads),
+          layers_(how.layers) {
         for (int r = 0; r < size.ranks; ++r) {
             devices.emplace_back(how.execution);
             ranks.emplace_back(plan, cut, layers, r, devices.back(), net.connect(r), how.options);
@@ -140,7 +142,7 @@ private:
         return {p.gradient.data(), p.gradient.data() + p.count()};
     }
     auto step_of(std::size_t r, copipe::batch const& from) -> copipe::task<> {
-        co_await ranks[r].run(from, true);
+        co_await ranks[r].run(from, true, layers_);
         co_await reductions[r].sum();
         ranks[r].compute_stream().synchronize();
     }
@@ -148,6 +150,8 @@ private:
         ranks[r].recover();
         co_return;
     }
+
+    copipe::timing layers_;
 };
 
 } // namespace toy

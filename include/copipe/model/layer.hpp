@@ -40,6 +40,7 @@ struct context {
     bool training = true;            ///< false in evaluation: no backward will follow
     tensor target{};                 ///< in the last stage's forward only: what the dataset gave as target
     float scale = 1;                 ///< last stage only: this micro-batch's share of the step's loss
+    std::vector<typename Device::event>* marks = nullptr; ///< the engine's: where to note when each layer ended
 
     /// Memory for this chunk, on the compute stream; its contents are undefined.
     [[nodiscard]] auto make(extents const& sizes, dtype type = dtype::f32) const -> tensor {
@@ -48,6 +49,10 @@ struct context {
     /// The stream-ordered await: later work of this chunk runs after `e`; inside an overlapped pair the partner chunk
     /// goes first.
     [[nodiscard]] auto follow(typename Device::event const& e) const -> following { return {&stream, &e}; }
+    /// Notes the moment between two layers, if somebody measures them.
+    void mark() const {
+        if (marks) marks->push_back(stream.record(timing::on));
+    }
 };
 
 template <class R, class T>

@@ -74,9 +74,13 @@ public:
     }
     [[nodiscard]] auto layers() noexcept -> std::vector<any_layer<Device>>& { return layers_; }
 
+    // Each pass marks its begin and the end of each layer's, a backward with weights twice per layer.
+
     [[nodiscard]] auto forward(context<Device>& c, std::size_t slot, tensor x) -> task<tensor> {
+        c.mark();
         for (auto& each : layers_) {
             x = co_await each.forward(c, slot, std::move(x));
+            c.mark();
             if (!c.training) each.drop(slot);
         }
         co_return x;
@@ -84,18 +88,23 @@ public:
 
     /// The input gradient of all layers, and with `weights` each layer's weight gradient as soon as it can be had.
     [[nodiscard]] auto backward(context<Device>& c, std::size_t slot, tensor dy, bool weights) -> task<tensor> {
+        c.mark();
         for (auto each = layers_.rbegin(); each != layers_.rend(); ++each) {
             dy = co_await each->backward_input(c, slot, std::move(dy));
+            c.mark();
             if (!weights) continue;
             co_await each->backward_weight(c, slot);
+            c.mark();
             each->drop(slot);
         }
         co_return dy;
     }
 
     [[nodiscard]] auto backward_weight(context<Device>& c, std::size_t slot) -> task<> {
+        c.mark();
         for (auto each = layers_.rbegin(); each != layers_.rend(); ++each) {
             co_await each->backward_weight(c, slot);
+            c.mark();
             each->drop(slot);
         }
     }

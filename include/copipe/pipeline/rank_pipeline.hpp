@@ -93,9 +93,11 @@ public:
     ~rank_pipeline() { settle(); }
 
     /// Runs one step over the batch: accumulates gradients when training, forwards only in evaluation. Afterwards
-    /// `losses()` are known. Throws chunk_error, or peer_failed when another rank did; `recover` must then be called,
-    /// on all ranks, before the next step.
-    [[nodiscard]] auto run(batch const& from, bool training) -> task<> {
+    /// `losses()` are known. With `layers` timed, a listener that wants to know is told of each layer's passes. Throws
+    /// chunk_error, or peer_failed when another rank did; `recover` must then be called, on all ranks, before the next
+    /// step.
+    [[nodiscard]] auto run(batch const& from, bool training, timing layers = timing::off) -> task<> {
+        times_layers_ = layers == timing::on && options_.listener.wants_layers();
         try {
             begin(from, training);
         } catch (...) { // from the dataset's weights
@@ -181,6 +183,14 @@ private:
         event start{};
         event end{};
         tensor output{};
+        std::vector<event> marks{}; ///< between layers, on steps that time them
+
+        void clear() {
+            start = {};
+            end = {};
+            output = {};
+            marks.clear();
+        }
     };
     struct flight {
         action what{chunk{}};
@@ -330,7 +340,8 @@ private:
                                  .micro_batch = static_cast<std::int64_t>(micro_batch),
                                  .training = training_,
                                  .target = {},
-                                 .scale = static_cast<float>(weights_[micro_batch])};
+                                 .scale = static_cast<float>(weights_[micro_batch]),
+                                 .marks = times_layers_ ? &own.marks : nullptr};
             arrival& from = input_of_chunk(c);
             own.start = compute_->record(measured());
             if (c.what == op::forward) {
@@ -431,7 +442,7 @@ private:
             } catch (...) {
                 fail(pieces[i], i + 1 < pieces.size() ? &pieces[1] : nullptr);
             }
-            done.halves[i] = {};
+            done.halves[i].clear();
             slot& s = slot_of(pieces[i]);
             op const what = pieces[i].what;
             if (!training_ || what == op::backward || what == op::backward_weight) s.clear();
@@ -462,6 +473,29 @@ private:
             report(kind_of(pieces[i].what, done.what.overlapped()), wait_reason::none, pieces[i], each.start.time(),
                    each.end.time());
             last_end_ = std::max(last_end_, each.end.time());
+            if (!took_turns(done.halves)) report_layers(pieces[i], each.marks);
+        }
+    }
+
+    [[nodiscard]] static auto took_turns(std::array<half, 2> const& pair) -> bool {
+        auto const& [a, b] = pair;
+        return !a.marks.empty() && !b.marks.empty() && a.marks.front().time() < b.marks.back().time() &&
+               b.marks.front().time() < a.marks.back().time();
+    }
+
+    /// Reports the passes between a chunk's marks: layers upwards, or downwards with one pass each or two.
+    void report_layers(chunk const& c, std::vector<event> const& marks) {
+        stage<Device> const& layers = stage_at(c.stage).layers;
+        bool const both = c.what == op::backward;
+        for (std::size_t i = 1; i < marks.size(); ++i) {
+            auto const nth = static_cast<int>(both ? (i - 1) / 2 : i - 1);
+            int const layer = layers.first() + (c.what == op::forward ? nth : layers.size() - 1 - nth);
+            op const pass = !both ? c.what : i % 2 == 1 ? op::backward_input : op::backward_weight;
+            options_.listener.record(layer_span{.start = marks[i - 1].time(),
+                                                .end = marks[i].time(),
+                                                .what = {pass, c.stage, c.micro_batch},
+                                                .rank = rank_,
+                                                .layer = layer});
         }
     }
 
@@ -505,6 +539,7 @@ private:
     double last_end_ = 0;
     batch const* batch_ = nullptr;
     bool training_ = true;
+    bool times_layers_ = false;
     std::vector<double> losses_;
     std::vector<double> weights_;
 };
