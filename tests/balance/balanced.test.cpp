@@ -166,7 +166,9 @@ TEST_CASE("no plan needs more memory than a rank has, and where none fits nothin
     seen.slowness = {1, 1};
     seen.step_seconds = 1;
     seen.bytes = {10, 10, 10, 10};
-    seen.memory = {.activations = {1, 1, 1, 1}, .fixed = {0, 0}, .in_flight = {2, 1}, .capacity = {24, 30}};
+    seen.memory.activations = {1, 1, 1, 1};
+    seen.memory.in_flight = {2, 1};
+    seen.memory.capacity = {24, 30};
     auto const even = partition::even(4, 2);
     balanced decide{{.check_every = 10}};
     CHECK_FALSE(decide.propose(seen, even)); // three layers would need 36 bytes on rank 0

@@ -46,22 +46,16 @@ struct decision {
 /// What the measurements say of a model and its ranks, as a problem for solve_partition; costs from `layers`, in
 /// billionths of their sum, slowness in thousandths. Memory is left out for `loop`, whose solver knows no limits.
 [[nodiscard]] inline partition_problem problem_of(measurements const& seen, row<pass_times> const& layers) {
-    partition_problem found{.order = seen.where.kind == layout::single ? stage_order::single
-                                     : seen.where.kind == layout::loop ? stage_order::loop
-                                     : seen.where.kind == layout::v    ? stage_order::v
-                                                                       : stage_order::bidirectional,
-                            .ranks = seen.where.ranks, .stages_per_rank = seen.where.per_rank};
+    using enum stage_order;
+    auto found = seen.where.kind == layout::loop ? partition_problem{} : seen.memory;
+    found.order = std::array{single, loop, v, bidirectional}[static_cast<std::size_t>(seen.where.kind)];
+    found.ranks = seen.where.ranks;
+    found.stages_per_rank = seen.where.per_rank;
+    if (!found.capacity.empty()) found.parameters.assign(seen.bytes.begin(), seen.bytes.end());
     double sum = 0;
     for (auto const& each : layers) sum += each.total();
     for (auto const& each : layers) found.weights.push_back(std::llround(sum > 0 ? each.total() / sum * 1e9 : 0));
     for (double const each : seen.slowness) found.slow.push_back(std::max(1LL, std::llround(1e3 * each)));
-    if (seen.memory.capacity.empty() || found.order == stage_order::loop) return found;
-    found.parameters.assign(seen.bytes.begin(), seen.bytes.end());
-    found.activations = seen.memory.activations;
-    found.fixed = seen.memory.fixed;
-    found.in_flight = seen.memory.in_flight;
-    if (found.mirrored()) found.in_flight_far = seen.memory.in_flight_far;
-    found.capacity = seen.memory.capacity;
     return found;
 }
 
@@ -99,8 +93,8 @@ struct decision {
 }
 
 /// Plans with solve_partition from what is measured, and moves when the plan would have saved, since it has been
-/// better, what moving costs (ski rental): for one change of costs, at most the cost of one move is lost against knowing
-/// the future, besides what passes until the change can be measured. Savings are predicted from measurements that the
+/// better, what moving costs (ski rental): for one change of costs, at most the cost of one move is lost against
+/// knowing the future, besides what passes until the change can be measured. Savings are predicted from measurements that the
 /// plan was not fitted to, less what may be noise; while the plan would be worse they are used up again. So neither
 /// noise nor a device that throttles and recovers too often makes layers move. Throws partition_problem_error where
 /// the measurements contradict themselves.

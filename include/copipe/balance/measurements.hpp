@@ -3,8 +3,7 @@
 // the last measured steps.
 #pragma once
 
-#include "copipe/balance/bottleneck.hpp"
-#include "copipe/balance/row.hpp"
+#include "copipe/balance/partition_problem.hpp"
 #include "copipe/schedule/placement.hpp"
 
 #include <algorithm>
@@ -25,14 +24,6 @@ struct pass_times {
     [[nodiscard]] constexpr double total() const noexcept { return forward + backward_input + backward_weight; }
 };
 
-/// Bytes that a plan must respect; empty where unknown. Rows as in partition_problem.
-struct memory_limits {
-    row<ticks> activations{}; ///< [layers] per micro-batch in flight
-    row<ticks> fixed{};       ///< [ranks] needed besides
-    row<ticks> in_flight{}, in_flight_far{}; ///< [ranks]
-    row<ticks> capacity{};                   ///< [ranks]
-};
-
 /// What a balancer sees. The window fills in what it measures, the trainer the rest.
 struct measurements {
     std::uint64_t step = 0; ///< steps trained so far
@@ -45,7 +36,7 @@ struct measurements {
     row<std::size_t> bytes{};      ///< [layers] parameters and optimizer state: what a move carries
     double bytes_per_second = 0;   ///< of one link, while layers move; 0: unknown
     double move_seconds = 0;       ///< what a move takes however little it carries; 0: unknown
-    memory_limits memory{};
+    partition_problem memory{};    ///< bytes that a plan must respect: its rows from `activations` on, where known
 };
 
 /// The last measured steps of a run. Allocates nothing after construction but in `summary`. For one thread at a time.
