@@ -67,7 +67,7 @@ TEST_CASE("what a CUDA device makes it destroys, whatever has been done with it"
         auto const e = a.record(timing::on);
         b.wait(e);
         b.copy(host.data(), x, sizeof host);
-        auto const copied = b.record();
+        a.wait(b.record());
         a.memory()->deallocate(x, 64);
     }
     CHECK(gpus.leaks() == "");
@@ -264,7 +264,7 @@ TEST_CASE("a CUDA call that fails throws what failed, on which GPU and stream, a
     cuda_device dev{polled};
     cuda_stream& s = dev.open_stream("compute");
     gpus.fail_call(1, cudaErrorMemoryAllocation, false);
-    CHECK_THROWS_WITH(s.memory()->allocate(1024), says("GPU 0, stream compute: cudaMallocFromPoolAsync: out of memory"));
+    CHECK_THROWS_WITH(s.memory()->allocate(64), says("GPU 0, stream compute: cudaMallocFromPoolAsync: out of memory"));
     CHECK(dev.memory_in_use() == 0);
     gpus.fail_call(2, cudaErrorIllegalAddress, false);
     try {
@@ -282,7 +282,7 @@ TEST_CASE("a CUDA call that fails throws what failed, on which GPU and stream, a
     CHECK(ran == 1);
 }
 
-TEST_CASE("a kernel that fails shows at the check of an event after it, and at synchronize; not before") {
+TEST_CASE("a kernel that fails shows at the check of an event after it, and at synchronize, not before") {
     fake::machine gpus{drive::by_test};
     cuda_device dev{polled};
     cuda_stream& s = dev.open_stream("compute");
@@ -301,7 +301,7 @@ TEST_CASE("a kernel that fails shows at the check of an event after it, and at s
     CHECK_THROWS_AS(s.record(), cuda_error);
 }
 
-TEST_CASE("many coroutines await CUDA events and all go on, on their executor's thread, with a poller's thread or none") {
+TEST_CASE("many coroutines await CUDA events and go on, on their executor's thread, with a poller's thread or none") {
     auto const how = GENERATE(cuda_polling::own_thread, cuda_polling::by_program);
     fake::machine gpus{drive::by_thread};
     cuda_device dev{cuda_options{.polling = how}};

@@ -503,6 +503,12 @@ auto cudaEventQuery(cudaEvent_t event) -> cudaError_t {
     }
     return !event->last || event->last->done ? cudaSuccess : cudaErrorNotReady;
 }
+auto cudaEventSynchronize(cudaEvent_t event) -> cudaError_t {
+    return call("cudaEventSynchronize", [&](auto& lock) {
+        auto const last = event->last;
+        return here->host_wait(lock, [&] { return !last || last->done; });
+    });
+}
 auto cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) -> cudaError_t {
     return call("cudaEventElapsedTime", [&](auto&) {
         if (!start->timed || !end->timed || !start->last || !end->last)

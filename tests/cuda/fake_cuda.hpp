@@ -21,7 +21,7 @@ struct operation {
     std::string what;
     double seconds = 0;
     std::function<void()> effect{};           ///< done at its end
-    std::function<bool()> ready{};            ///< whether it can start, once it is the oldest of its stream; true if none
+    std::function<bool()> ready{};            ///< whether it can start once it is the oldest of its stream; if set
     std::function<cudaStream_t()> waits_on{}; ///< whose work must come first while it cannot; to tell deadlocks
     bool always = false;                      ///< done even after the GPU has failed (memory is freed)
 };
@@ -67,7 +67,7 @@ void launch(cudaStream_t stream, std::string const& what, double seconds, std::f
 
 /// For other fakes (NCCL's): enqueues anything; blocks while the stream has 1024 operations. Returns its number.
 auto enqueue(cudaStream_t stream, operation what) -> std::uint64_t;
-/// Whether an operation is the oldest of its stream, or done. Only from `ready` and `effect`, which run inside the fake.
+/// Whether an operation is the oldest of its stream, or done. Only from `ready` and `effect`: they run inside the fake.
 [[nodiscard]] auto reached(cudaStream_t stream, std::uint64_t number) -> bool;
 /// Loses the GPU, as a kernel's fault does. Only from `effect`.
 void lose_gpu(cudaError_t code);

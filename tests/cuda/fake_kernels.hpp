@@ -3,10 +3,13 @@
 // declared types.
 #pragma once
 
+#include "copipe/train/adamw.hpp"
+
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -19,13 +22,40 @@ template <class T>
 
 /// The kernel of that name, its arguments bound.
 [[nodiscard]] inline auto kernel(std::string const& name, unsigned blocks, void** arguments) -> std::function<void()> {
-    static_cast<void>(blocks);
     if (name == "copipe_add") {
         auto* const sum = argument<float*>(arguments, 0);
         auto const* const addend = argument<float const*>(arguments, 1);
         auto const count = argument<std::uint64_t>(arguments, 2);
         return [=] {
             for (std::uint64_t i = 0; i < count; ++i) sum[i] += addend[i];
+        };
+    }
+    if (name == "copipe_square_sums") {
+        auto* const partial = argument<double*>(arguments, 0);
+        auto const* const x = argument<float const*>(arguments, 1);
+        auto const count = argument<std::uint64_t>(arguments, 2);
+        return [=] {
+            for (unsigned b = 0; b < blocks; ++b) partial[b] = 0;
+            for (std::uint64_t i = 0; i < count; ++i)
+                partial[i / 256 % blocks] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+        };
+    }
+    if (name == "copipe_total") {
+        auto* const total = argument<double*>(arguments, 0);
+        auto const* const partial = argument<double const*>(arguments, 1);
+        auto const count = argument<unsigned>(arguments, 2);
+        return [=] { *total = std::accumulate(partial, partial + count, 0.0); };
+    }
+    if (name == "copipe_adamw") {
+        auto const a = argument<copipe::adamw_arguments>(arguments, 0);
+        return [=] {
+            for (std::size_t i = 0; i < a.count; ++i) {
+                float const g = a.gradient[i] * a.gradient_scale;
+                a.exp_avg[i] = a.beta1 * a.exp_avg[i] + a.rest1 * g;
+                a.exp_avg_sq[i] = a.beta2 * a.exp_avg_sq[i] + a.rest2 * (g * g);
+                float const down = std::sqrt(a.exp_avg_sq[i]) * a.root_size + a.epsilon;
+                a.value[i] = a.value[i] * a.kept - a.step_size * a.exp_avg[i] / down;
+            }
         };
     }
     throw std::logic_error("the fake CUDA runtime does not know the kernel " + name);

@@ -35,6 +35,7 @@ struct cuda_record {
         if (outcome.load(std::memory_order_acquire) != unknown) return true;
         cudaError_t const reported = cudaEventQuery(handle);
         if (reported == cudaErrorNotReady) return false;
+        if (reported != cudaSuccess) cudaEventSynchronize(handle); // over, even so, unless the GPU is lost
         outcome.store(reported, std::memory_order_release);
         return true;
     }

@@ -49,7 +49,8 @@ private:
         int hidden_waits = 0;
         require_cuda(cudaMemPoolSetAttribute(handle_, cudaMemPoolReuseAllowInternalDependencies, &hidden_waits),
                      "cudaMemPoolSetAttribute", place());
-        int const gpus = cuda_gpus::here().count;
+        int gpus = 0;
+        require_cuda(cudaGetDeviceCount(&gpus), "cudaGetDeviceCount", place());
         for (int peer = 0; peer < gpus; ++peer) {
             int reachable = 0;
             if (peer == device_) continue;

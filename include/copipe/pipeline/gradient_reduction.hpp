@@ -158,7 +158,13 @@ private:
                 addend = tensor{*compute.memory(), total.sizes()};
                 auto& link = pipeline_->link_from(use.rank);
                 link.wait(compute.record()); // the block may still be in use by earlier work of the compute stream
-                compute.wait(pipeline_->endpoint().accept(arrived, addend.data(), link, timing::off).end);
+                auto const moved = pipeline_->endpoint().accept(arrived, addend.data(), link, timing::off);
+                try {
+                    compute.wait(moved.end);
+                } catch (...) {
+                    link.synchronize(); // it still writes to the block
+                    throw;
+                }
             }
             if (u == 0)
                 compute.copy(total.data(), addend.data(), total.bytes());

@@ -122,7 +122,13 @@ private:
         auto& link = pipeline_->link_from(from);
         auto arrived = co_await pipeline_->endpoint().arrival(from, identity);
         link.wait(pipeline_->compute_stream().record()); // the block may still be in use by earlier work there
-        pipeline_->compute_stream().wait(pipeline_->endpoint().accept(arrived, into.data(), link, timing::off).end);
+        auto const moved = pipeline_->endpoint().accept(arrived, into.data(), link, timing::off);
+        try {
+            pipeline_->compute_stream().wait(moved.end);
+        } catch (...) {
+            link.synchronize(); // it still writes to the block
+            throw;
+        }
         bytes_ += into.bytes();
         co_return static_cast<std::size_t>(arrived.what.header[0]);
     }

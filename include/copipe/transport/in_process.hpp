@@ -160,18 +160,33 @@ public:
         }
         [[nodiscard]] auto accept(parcel& arrived, void* to, typename Device::stream& stream, timing timed)
             -> transfer<Device> {
-            sending& sender = *std::exchange(arrived.sender_, nullptr);
             transfer<Device> copied;
-            stream.wait(*arrived.ready_);
-            if (timed == timing::on) copied.start = stream.record(timed);
-            stream.copy(to, arrived.data_, arrived.what.bytes);
-            copied.end = stream.record(timed);
+            try {
+                stream.wait(*arrived.ready_);
+                if (timed == timing::on) copied.start = stream.record(timed);
+                stream.copy(to, arrived.data_, arrived.what.bytes);
+                copied.end = stream.record(timed);
+            } catch (...) {
+                stream.synchronize(); // the copy may be under way, and with the parcel its sender is let go
+                throw;
+            }
+            sending& sender = *std::exchange(arrived.sender_, nullptr);
             if (!copied.end.on_completion(sender)) sender.env->exec->wake(sender);
             return copied;
         }
         [[nodiscard]] auto all_reduce(std::span<double> values) -> reducing { return reducing{*hub_, rank_, values}; }
         void abort() { hub_->abort(rank_); }
         void reset() { hub_->reset(rank_); }
+        /// Sends an envelope alone: its arrival is not to be accepted, and nobody waits for it.
+        void post(int to, envelope const& what) {
+            parcel sent;
+            sent.what = what;
+            hub_->lane(rank_, to).send(std::move(sent));
+        }
+        /// What ended all operations; null while nothing has. From any thread.
+        [[nodiscard]] auto failure() const -> std::exception_ptr {
+            return hub_->aborted_ ? std::make_exception_ptr(peer_failed{hub_->failed_rank_}) : nullptr;
+        }
 
     private:
         friend class in_process;
