@@ -20,8 +20,8 @@ my %may_include = (
     resilience => [qw(async schedule device transport model pipeline balance)],
     train      => [qw(async schedule device transport model pipeline balance plan observe resilience)],
 );
-# Headers that the umbrella leaves out, because they need a GPU, MPI or Torch.
-my $outside_umbrella = qr{cuda|nccl|mpi|torch};
+# Headers that the umbrella leaves out, because they need a GPU, MPI or Torch, or because sockets take long to compile.
+my $outside_umbrella = qr{cuda|nccl|mpi|torch|transport/(?:rendezvous|tcp)};
 
 my $parens = qr/(?<parens>\((?:[^()]++|(?&parens))*+\))/;
 my $braces = qr/(?<braces>\{(?:[^{}]++|(?&braces))*+\})/;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Everything of copipe that needs no GPU, no MPI and no other library than Boost.Asio and nlohmann-json.
+// Everything of copipe that needs no GPU, no MPI and no other library than Boost.Asio. Ranks in several processes include
+// copipe/transport/tcp.hpp beside it: sockets take a second to compile.
 #pragma once
 
 #include "copipe/async/asio.hpp"
@@ -76,5 +77,3 @@
 #include "copipe/train/trainer.hpp"
 #include "copipe/transport/in_process.hpp"
 #include "copipe/transport/launch.hpp"
-#include "copipe/transport/rendezvous.hpp"
-#include "copipe/transport/tcp.hpp"
