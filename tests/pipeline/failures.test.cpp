@@ -303,7 +303,8 @@ TEST_CASE("a layer that waits for what never comes ends when another rank fails"
         layers.add(layer).add(toy::brittle{1, order}).add(toy::distance{});
         toy::setup const how{.cut = partition::given({0, 1, 3}, 3)};
         toy::pipeline piped{one_f_one_b{}, {2, 4}, layers, how};
-        CHECK_THROWS_WITH(piped.run_step(toy::numbers{}), says("rank 1, stage 1, micro-batch 0, backward: broken"));
+        CHECK_THROWS_WITH(piped.run_step(toy::numbers{}),
+                          says("rank 1, stage 1, micro-batch 0, backward of layer 1: broken"));
         piped.recover();
     }
 }

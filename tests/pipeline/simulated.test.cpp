@@ -24,6 +24,7 @@
 #include <deque>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -188,13 +189,47 @@ TEST_CASE("a simulated device that fails ends the step with the chunk that it hi
     REQUIRE_THROWS_AS(broken.step(), copipe::chunk_error);
 }
 
-TEST_CASE("a step that can make no progress is reported at once") {
+TEST_CASE("a step that can make no progress is reported at once, with who waits for whom") {
     random_costs const costs{.parts = std::vector<timed>(2, timed{1, 1, 1, 1})};
     simulated_run stuck{copipe::one_f_one_b{}, {2, 4}, costs};
-    stuck.clock.on_deadlock([&] { stuck.net.connect(0).abort(); });
+    std::string said;
+    stuck.clock.on_deadlock([&] {
+        for (auto& each : stuck.ranks) said += each.blocked() + ".";
+        stuck.net.connect(0).abort();
+    });
     auto const only_rank_0 = [&]() -> copipe::task<> {
         copipe::batch const from{copipe::dataset_ref{stuck.data}};
         co_await stuck.ranks[0].run(from, true);
     };
     REQUIRE_THROWS_AS(copipe::run(stuck.clock, only_rank_0()), copipe::peer_failed);
+    CHECK(said == "rank 0 waits with the backward of stage 0, micro-batch 0, for stage 1 of rank 1..");
+}
+
+TEST_CASE("a chunk whose layers wait for ever is named") {
+    struct waiting : timed {
+        copipe::one_shot_event* never;
+        auto forward(copipe::context<simulated_device>& c, tensor x, saved& s) const -> copipe::task<tensor> {
+            if (c.micro_batch == 2) co_await never->wait();
+            co_return timed::forward(c, std::move(x), s);
+        }
+    };
+    copipe::one_shot_event never;
+    copipe::simulation clock;
+    copipe::model<simulated_device> layers;
+    layers.add(timed{1, 1, 1, 1}).add(waiting{{1, 1, 1, 1}, &never});
+    auto const plan = copipe::plan_step(copipe::one_f_one_b{}, {1, 4});
+    auto const cut = copipe::partition::even(2, 1);
+    copipe::in_process<simulated_device> net{1};
+    simulated_device dev{clock};
+    copipe::rank_pipeline<simulated_device, endpoint> only{plan, cut, layers, 0, dev, net.connect(0), {}};
+    nothing const data;
+    copipe::batch const from{copipe::dataset_ref{data}};
+    std::string said;
+    clock.on_deadlock([&] {
+        said = only.blocked();
+        never.set();
+    });
+    copipe::run(clock, only.run(from, true));
+    CHECK(said == "rank 0 waits with the forward of stage 0, micro-batch 2, for what its layers await");
+    CHECK(only.blocked().empty());
 }

@@ -145,6 +145,8 @@ class turnstile {
 public:
     /// `co_await turnstile.turn(i)` goes on when turns 0 to i-1 have been passed on.
     [[nodiscard]] auto turn(std::uint64_t ticket) noexcept -> wait_queue::awaiter { return passed_.reached(ticket); }
+    /// How many turns have been passed on.
+    [[nodiscard]] auto passed() const noexcept -> std::uint64_t { return passed_.value(); }
     /// Ends the current turn.
     void pass() noexcept { passed_.advance(); }
     void reset() noexcept { passed_.reset(); }

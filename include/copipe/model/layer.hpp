@@ -40,6 +40,8 @@ struct context {
     bool training = true;            ///< false in evaluation: no backward will follow
     tensor target{};                 ///< in the last stage's forward only: what the dataset gave as target
     float scale = 1;                 ///< last stage only: this micro-batch's share of the step's loss
+    int rank = 0;                    ///< whose pipeline this is
+    int layer = -1;                  ///< number of the layer at work, in the model
     std::vector<typename Device::event>* marks = nullptr; ///< the engine's: where to note when each layer ended
 
     /// Memory for this chunk, on the compute stream; its contents are undefined.

@@ -78,10 +78,12 @@ public:
 
     [[nodiscard]] auto forward(context<Device>& c, std::size_t slot, tensor x) -> task<tensor> {
         c.mark();
+        c.layer = first_;
         for (auto& each : layers_) {
             x = co_await each.forward(c, slot, std::move(x));
             c.mark();
             if (!c.training) each.drop(slot);
+            ++c.layer;
         }
         co_return x;
     }
@@ -89,7 +91,9 @@ public:
     /// The input gradient of all layers, and with `weights` each layer's weight gradient as soon as it can be had.
     [[nodiscard]] auto backward(context<Device>& c, std::size_t slot, tensor dy, bool weights) -> task<tensor> {
         c.mark();
+        c.layer = first_ + size();
         for (auto each = layers_.rbegin(); each != layers_.rend(); ++each) {
+            --c.layer;
             dy = co_await each->backward_input(c, slot, std::move(dy));
             c.mark();
             if (!weights) continue;
@@ -102,7 +106,9 @@ public:
 
     [[nodiscard]] auto backward_weight(context<Device>& c, std::size_t slot) -> task<> {
         c.mark();
+        c.layer = first_ + size();
         for (auto each = layers_.rbegin(); each != layers_.rend(); ++each) {
+            --c.layer;
             co_await each->backward_weight(c, slot);
             c.mark();
             each->drop(slot);

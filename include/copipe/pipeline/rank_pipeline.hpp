@@ -25,18 +25,21 @@ namespace copipe {
 /// A chunk failed: an exception from a layer, from the dataset, or from work that a layer had launched.
 class chunk_error : public error {
 public:
-    chunk_error(int at_rank, chunk const& failed, int step_micro_batch, std::exception_ptr why,
+    chunk_error(int at_rank, chunk const& failed, int step_micro_batch, int in_layer, std::exception_ptr why,
                 std::string const& reason)
         : error("rank " + std::to_string(at_rank) + ", stage " + std::to_string(failed.stage) + ", micro-batch " +
-                std::to_string(step_micro_batch) + ", " + std::string(name(kind_of(failed.what))) + ": " + reason),
+                std::to_string(step_micro_batch) + ", " + std::string(name(kind_of(failed.what))) +
+                (in_layer < 0 ? "" : " of layer " + std::to_string(in_layer)) + ": " + reason),
           rank(at_rank),
           what_failed(failed),
           micro_batch(step_micro_batch),
+          layer(in_layer),
           cause(std::move(why)) {}
 
     int rank;
     chunk what_failed;
     int micro_batch; ///< numbered within the step, over both directions
+    int layer;       ///< of the model; -1 if it was none, or work that had been launched before
     std::exception_ptr cause;
 };
 
@@ -126,6 +129,25 @@ public:
             for (slot& s : each.slots) s.clear();
         }
         endpoint_.reset();
+    }
+
+    /// What the oldest unfinished action of a step under way waits for, in a sentence: for whoever finds that nothing
+    /// moves any more. Empty when the rank waits for nothing but its own device. On the rank's thread, or while it rests.
+    [[nodiscard]] auto blocked() -> std::string {
+        if (turns_.passed() >= issued_) return {};
+        action const& held = flights_[turns_.passed() % flights_.size()].what;
+        auto const waits = [this](chunk const& c) {
+            return "rank " + std::to_string(rank_) + " waits with the " + std::string(name(kind_of(c.what))) +
+                   " of stage " + std::to_string(c.stage) + ", micro-batch " + std::to_string(step_micro_batch(c)) +
+                   ", for ";
+        };
+        for (chunk const& each : held.chunks()) {
+            auto const input = input_of(each, plan_->where);
+            if (!input || input_of_chunk(each).handed_over.is_set()) continue;
+            return waits(each) + "stage " + std::to_string(input->from_stage) + " of rank " +
+                   std::to_string(plan_->where.rank_of(input->from_stage));
+        }
+        return waits(held.front()) + "what its layers await";
     }
 
     [[nodiscard]] auto rank() const noexcept -> int { return rank_; }
@@ -236,7 +258,7 @@ private:
     void begin(batch const& from, bool training) {
         batch_ = &from;
         training_ = training;
-        retired_ = 0;
+        retired_ = issued_ = 0;
         turns_.reset();
         for (progress_counter& each : posted_) each.reset();
         last_end_ = device_->now();
@@ -278,6 +300,7 @@ private:
                 if (full) co_await retire((window + 1) / 2);
                 next.what = steps.actions[i];
                 next.held_by_window = full;
+                issued_ = i + 1;
                 for (posted_receives const& need : steps.needs[i]) {
                     if (need.count == 0) continue;
                     progress_counter& posted = posted_[need.lane];
@@ -330,18 +353,19 @@ private:
 
     /// Enqueues a chunk's work.
     auto compute(chunk c, half& own) -> task<> {
+        auto const micro_batch = static_cast<std::size_t>(step_micro_batch(c));
+        context<Device> work{.stream = *compute_,
+                             .micro_batch = static_cast<std::int64_t>(micro_batch),
+                             .training = training_,
+                             .target = {},
+                             .scale = static_cast<float>(weights_[micro_batch]),
+                             .rank = rank_,
+                             .marks = times_layers_ ? &own.marks : nullptr};
         try {
             slot& s = slot_of(c);
             auto const number = static_cast<std::size_t>(c.micro_batch);
             stage<Device>& layers = stage_at(c.stage).layers;
             bool const last = plan_->where.is_last(c.stage);
-            auto const micro_batch = static_cast<std::size_t>(step_micro_batch(c));
-            context<Device> work{.stream = *compute_,
-                                 .micro_batch = static_cast<std::int64_t>(micro_batch),
-                                 .training = training_,
-                                 .target = {},
-                                 .scale = static_cast<float>(weights_[micro_batch]),
-                                 .marks = times_layers_ ? &own.marks : nullptr};
             arrival& from = input_of_chunk(c);
             own.start = compute_->record(measured());
             if (c.what == op::forward) {
@@ -359,7 +383,7 @@ private:
             }
             own.end = compute_->record(measured());
         } catch (...) {
-            fail(c);
+            fail(c, work.layer);
         }
     }
 
@@ -440,7 +464,7 @@ private:
             try {
                 done.halves[i].end.check();
             } catch (...) {
-                fail(pieces[i], i + 1 < pieces.size() ? &pieces[1] : nullptr);
+                fail(pieces[i], -1, i + 1 < pieces.size() ? &pieces[1] : nullptr);
             }
             done.halves[i].clear();
             slot& s = slot_of(pieces[i]);
@@ -506,7 +530,7 @@ private:
 
     /// Rethrows the exception in flight with the place where it happened. Launched work of a chunk and of the `partner`
     /// that overlaps it lies mixed on the stream: then both are named.
-    [[noreturn]] void fail(chunk const& c, chunk const* partner = nullptr) const {
+    [[noreturn]] void fail(chunk const& c, int layer = -1, chunk const* partner = nullptr) const {
         std::string const also = !partner ? ""
                                           : " (or it failed in the overlapped stage " + std::to_string(partner->stage) +
                                                 ", micro-batch " + std::to_string(step_micro_batch(*partner)) + ", " +
@@ -518,9 +542,10 @@ private:
         } catch (peer_failed const&) {
             throw;
         } catch (std::exception const& reason) {
-            throw chunk_error(rank_, c, step_micro_batch(c), std::current_exception(), reason.what() + also);
+            throw chunk_error(rank_, c, step_micro_batch(c), layer, std::current_exception(), reason.what() + also);
         } catch (...) {
-            throw chunk_error(rank_, c, step_micro_batch(c), std::current_exception(), "an unknown exception" + also);
+            throw chunk_error(rank_, c, step_micro_batch(c), layer, std::current_exception(),
+                              "an unknown exception" + also);
         }
     }
 
@@ -535,6 +560,7 @@ private:
     std::vector<flight> flights_;
     std::vector<progress_counter> posted_;
     turnstile turns_{};
+    std::uint64_t issued_ = 0;
     std::uint64_t retired_ = 0;
     double last_end_ = 0;
     batch const* batch_ = nullptr;
