@@ -8,7 +8,8 @@ set(copipe_package_dir ${CMAKE_INSTALL_DATADIR}/cmake/copipe)
 install(TARGETS copipe EXPORT copipe-targets
     FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
     FILE_SET gpu DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-install(FILES ${CMAKE_CURRENT_LIST_DIR}/cuda.cmake DESTINATION ${copipe_package_dir})
+install(FILES ${CMAKE_CURRENT_LIST_DIR}/cuda.cmake ${CMAKE_CURRENT_LIST_DIR}/nccl.cmake
+    ${CMAKE_CURRENT_LIST_DIR}/FindNCCL.cmake DESTINATION ${copipe_package_dir})
 install(EXPORT copipe-targets NAMESPACE copipe:: DESTINATION ${copipe_package_dir})
 
 configure_package_config_file(

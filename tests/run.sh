@@ -91,16 +91,16 @@ finish() {
 step "build release" build release release && check release "test release"
 [[ $quick ]] && finish
 
-sanitize asan async device transport model pipeline train examples cuda
+sanitize asan async device transport model pipeline train examples cuda nccl
 
 # A kernel with much address space randomization needs it off for the ThreadSanitizer of g++ 12.
 runner=()
 printf 'int main() {}' | g++ -fsanitize=thread -x c++ - -o build/tsan-probe
 if build/tsan-probe 2>/dev/null; then
-    sanitize tsan async device transport pipeline cuda
+    sanitize tsan async device transport pipeline cuda nccl
 elif setarch "$(uname -m)" -R build/tsan-probe 2>/dev/null; then
     runner=(setarch "$(uname -m)" -R)
-    sanitize tsan async device transport pipeline cuda
+    sanitize tsan async device transport pipeline cuda nccl
     runner=()
 else
     skip "test tsan" "ThreadSanitizer does not start on this kernel"

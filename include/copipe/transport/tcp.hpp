@@ -236,8 +236,15 @@ public:
         }
         void abort() { hub_->fail(hub_->own_); }
         void reset() { hub_->reset(); }
-        /// The rank whose failure or end has ended all operations, or -1. From any thread.
-        [[nodiscard]] auto failed_rank() const noexcept -> int { return hub_->culprit_; }
+        /// Sends an envelope alone: its arrival is not to be accepted, and nobody waits for it.
+        void post(int to, envelope const& what) {
+            hub_->post(hub_->line_to(to), {.kind = frame_kind::message, .what = what});
+        }
+        /// What ended all operations; null while nothing has. From any thread.
+        [[nodiscard]] auto failure() const -> std::exception_ptr {
+            std::scoped_lock const lock{hub_->mutex_};
+            return hub_->reason_;
+        }
 
     private:
         friend tcp;
