@@ -349,7 +349,7 @@ void all_together() {
     copipe::model<immediate_device> layers;
     layers.add(gain{4}).add(gain{4}).add(distance{});
     longest_chunk longest{2};
-    copipe::trainer<copipe::one_f_one_b, immediate_device, momentum, counted> trainer{
+    copipe::trainer<copipe::one_f_one_b, immediate_device, copipe::static_partition, momentum, counted> trainer{
         layers,
         {.ranks = 2,
          .micro_batches = 4,

@@ -57,8 +57,8 @@ auto options(int ranks) -> copipe::trainer_options<host_device> {
 }
 
 void train(copipe::model<host_device> const& layers, letters::phrases const& data, letters::phrases const& held_out) {
-    using trainer_type = copipe::trainer<copipe::dualpipe_v, host_device, copipe::adamw>;
-    trainer_type trainer{layers, options(2), {}, copipe::adamw{.weight_decay = 0.1}};
+    using trainer_type = copipe::trainer<copipe::dualpipe_v, host_device, copipe::static_partition, copipe::adamw>;
+    trainer_type trainer{layers, options(2), {}, {}, copipe::adamw{.weight_decay = 0.1}};
 
     copipe::progress line;
     copipe::json_log log{"letters.jsonl", copipe::log_start::empty};
@@ -100,8 +100,8 @@ void train(copipe::model<host_device> const& layers, letters::phrases const& dat
 /// The same run goes on, on one rank and without a pipeline.
 auto resume(copipe::model<host_device> const& layers, letters::phrases const& data, letters::phrases const& held_out)
     -> bool {
-    copipe::trainer<copipe::dualpipe_v> pipelined{layers, options(2), {}, copipe::adamw{.weight_decay = 0.1}};
-    copipe::trainer<copipe::sequential> alone{layers, options(1), {}, copipe::adamw{.weight_decay = 0.1}};
+    copipe::trainer<copipe::dualpipe_v> pipelined{layers, options(2), {}, {}, copipe::adamw{.weight_decay = 0.1}};
+    copipe::trainer<copipe::sequential> alone{layers, options(1), {}, {}, copipe::adamw{.weight_decay = 0.1}};
     pipelined.load("letters.safetensors");
     alone.load("letters.safetensors"); // parameters, optimizer state, step and place in the data
     bool same = true;

@@ -66,7 +66,7 @@ struct share {
 
 template <class Policy>
 struct replicas {
-    using trainer = copipe::trainer<Policy, host_device, sgd>;
+    using trainer = copipe::trainer<Policy, host_device, copipe::static_partition, sgd>;
     moe::all_to_all<host_device> net{members};
     std::vector<std::unique_ptr<trainer>> own{};
     std::vector<trainer*> all{};
@@ -99,7 +99,7 @@ std::vector<share> const halves{{0, 2}, {1, 2}};
 template <class Policy>
 void learns_like_one_rank(int ranks) {
     moe::all_to_all<host_device> alone{1};
-    copipe::trainer<copipe::sequential, host_device, sgd> reference{
+    copipe::trainer<copipe::sequential, host_device, copipe::static_partition, sgd> reference{
         network(alone, 0),
         {.micro_batches = members * per_replica, // the mean over all is half the sum of both means
          .learning_rate = copipe::constant_rate{0.1 * members},

@@ -107,7 +107,7 @@ private:
         text_ += ",\"dur\":";
         microseconds(end - start);
         place(tid);
-        if (one.kind == span_kind::optimizer || one.reason == wait_reason::reduction) {
+        if (one.kind >= span_kind::optimizer || one.reason == wait_reason::reduction) {
             text_ += "{}}"; // not about one chunk
             return;
         }

@@ -36,6 +36,7 @@ enum class trace_track : std::uint8_t { compute, overlapped_forward, overlapped_
 [[nodiscard]] inline std::string trace_name(span const& one) {
     if (one.kind == span_kind::wait) return "wait: " + std::string(name(one.reason));
     if (one.kind == span_kind::optimizer) return "optimizer";
+    if (one.kind == span_kind::move) return "layers move";
     std::string const chunk =
         letter(one.what.what) + std::to_string(one.what.micro_batch) + " stage " + std::to_string(one.what.stage);
     bool const message = one.kind == span_kind::send || one.kind == span_kind::receive;

@@ -21,6 +21,7 @@ enum class span_kind : std::uint8_t {
     receive,
     wait,
     optimizer,
+    move, ///< layers move to other ranks
 };
 
 /// Why a rank waits: its input has not arrived; another chunk has the turn; memory (the window of chunks in flight is
@@ -53,7 +54,7 @@ static_assert(sizeof(span) == 32);
 [[nodiscard]] constexpr std::string_view name(span_kind kind) noexcept {
     constexpr std::string_view names[] = {
         "forward",             "backward", "backward input", "backward weight", "overlapped forward",
-        "overlapped backward", "send",     "receive",        "wait",            "optimizer"};
+        "overlapped backward", "send",     "receive",        "wait",            "optimizer", "move"};
     return names[static_cast<std::size_t>(kind)];
 }
 

@@ -3,6 +3,7 @@
 // it, evaluate() measures it, save() and load() keep it.
 #pragma once
 
+#include "copipe/balance/balancer.hpp"
 #include "copipe/device/host.hpp"
 #include "copipe/observe/atomic_file.hpp"
 #include "copipe/observe/recorder.hpp"
@@ -14,6 +15,8 @@
 #include "copipe/pipeline/step_plan.hpp"
 #include "copipe/train/adamw.hpp"
 #include "copipe/train/checkpoint.hpp"
+#include "copipe/train/fingerprint.hpp"
+#include "copipe/train/layer_times.hpp"
 #include "copipe/train/learning_rate.hpp"
 #include "copipe/train/safetensors_writer.hpp"
 #include "copipe/transport/in_process.hpp"
@@ -39,15 +42,27 @@ template <device Device = host_device>
 struct trainer_options {
     int ranks = 1;
     int micro_batches = 1;             ///< per step; under DualPipe both directions together
-    std::optional<partition> layers{}; ///< which layers form which stage; even if left out
+    std::optional<partition> layers{}; ///< which layers form which stage at first; else the balancer's, or even
     /// Rate of the step's update; steps count from 0.
     std::function<double(std::uint64_t step)> learning_rate = constant_rate{1e-3};
     double clip_norm = 1;      ///< global norm that gradients are scaled down to; 0 leaves them as they are
     std::uint64_t seed = 0;    ///< of the parameters' first values
     std::size_t lookahead = 4; ///< actions that a rank's host may be ahead of its device
     rank_threads threads = rank_threads::one_each;
-    observer_ref listener{}; ///< told of every span, besides the trainer's own measurement
+    executor* exec = nullptr; ///< if there is one, all ranks run on it and the calling thread: a simulation, for instance
+    observer_ref listener{};  ///< told of every span, besides the trainer's own measurement
+    /// Every so many steps each layer is timed; 0: in ten steps between two questions to the balancer, if it is asked.
+    std::uint64_t measure_every = 0;
     std::function<std::unique_ptr<Device>(int rank)> make_device = [](int) { return std::make_unique<Device>(); };
+};
+
+/// Layers have moved between ranks.
+struct move_report {
+    partition from, to;
+    std::size_t bytes = 0; ///< that crossed ranks
+    double seconds = 0;    ///< that training paused
+    double gain = 0;       ///< share of a step's time that should be saved, where the balancer says so
+    std::string why{};     ///< the balancer's reasons, where it gives them
 };
 
 /// What one training step came to.
@@ -56,8 +71,9 @@ struct step_report {
     double loss = 0;          ///< weighted mean over the step's micro-batches
     double gradient_norm = 0; ///< global, before clipping
     double learning_rate = 0;
-    double seconds = 0;      ///< wall time of the whole step
+    double seconds = 0;      ///< of the whole step, on the devices' clock
     step_summary measured{}; ///< busy time and bubble per rank
+    std::optional<move_report> moved{}; ///< if layers moved just before it; not part of `seconds`
 };
 
 /// The loss or the gradient of a step is not a finite number. The parameters are as they were before the step.
@@ -97,23 +113,28 @@ struct fit_options {
 /// All ranks' losses, gradients and updates are those of plain training on one device, whatever the policy and the
 /// number of ranks. A step that throws leaves the parameters untouched, and the next one can run. For one thread at a
 /// time.
-template <schedule_policy Policy, device Device = host_device, optimizer<typename Device::stream> Optimizer = adamw,
-          template <class> class Transport = in_process>
+///
+/// The balancer is asked between steps and decides when layers move; `static_partition`, the default, never moves any,
+/// and then nothing is measured for it. Moving does not change what is learned.
+template <schedule_policy Policy, device Device = host_device, balancer Balancer = static_partition,
+          optimizer<typename Device::stream> Optimizer = adamw, template <class> class Transport = in_process>
 class trainer {
 public:
     /// Places the model on the ranks. Throws shape_error, partition_error, schedule_error or model_error before
     /// anything runs.
     explicit trainer(model<Device> const& layers, trainer_options<Device> options = {}, Policy policy = {},
-                     Optimizer update = {})
+                     Balancer decides = {}, Optimizer update = {})
         : model_(layers),
           options_(std::move(options)),
+          balancer_(std::move(decides)),
           update_(std::move(update)),
           plan_(plan_step(policy, {options_.ranks, options_.micro_batches})),
-          cut_(cut(options_.layers, static_cast<int>(layers.size()), plan_.where.model_stages())),
+          cut_(first_cut(static_cast<int>(layers.size()))),
           groups_(parameter_groups(layers, cut_, plan_.where)),
           spans_(options_.ranks),
           transport_(options_.ranks),
-          team_(options_.ranks, options_.threads) {
+          team_(options_.exec ? rank_team{options_.ranks, *options_.exec}
+                              : rank_team{options_.ranks, options_.threads}) {
         for (int rank = 0; rank < options_.ranks; ++rank) {
             members_.emplace_back(*this, layers, rank);
             for (parameter_group const& group : groups_) {
@@ -122,21 +143,28 @@ public:
                 }
             }
         }
+        if (balancer_.check_every() > 0) begin_measuring();
     }
 
-    /// Trains on the next micro-batches of the dataset. Throws chunk_error or not_finite.
+    /// Trains on the next micro-batches of the dataset; before that, layers move if the balancer says so. Throws
+    /// chunk_error, not_finite, or what the balancer throws.
     template <dataset Data>
     auto step(Data const& data) -> step_report {
         batch const from{dataset_ref{data}, position_};
         step_report const asked{.step = step_, .learning_rate = options_.learning_rate(step_)};
         step_report report;
-        double const started = host_seconds();
+        std::optional<move_report> moved = rebalance();
+        double const started = now();
         spans_.clear();
-        run([&](member& each) { return train(each, from, asked, report); });
+        if (moved) tell_move(started - moved->seconds, started);
+        timing const layers = is_measured() ? timing::on : timing::off;
+        run([&](member& each) { return train(each, from, asked, report, layers); });
         position_ += static_cast<std::uint64_t>(plan_.micro_batches);
         ++step_;
-        report.seconds = host_seconds() - started;
+        report.seconds = now() - started;
         report.measured = summarize(spans_);
+        report.moved = std::move(moved);
+        if (window_ && layers == timing::on) fill_window(report.seconds);
         return report;
     }
 
@@ -237,17 +265,22 @@ public:
     /// Moves layers to another partition, with parameters and optimizer state: on all ranks, or, if it throws, on none.
     /// Training goes on as if nothing had moved. Returns the bytes that crossed ranks. Throws partition_error.
     auto repartition(partition const& to) -> std::size_t {
-        partition const next = cut(to, cut_.layers(), plan_.where.model_stages());
+        partition const next = cut(to, cut_.layers());
+        double const started = now();
         std::deque<migration<Device, endpoint>> moves;
         for (member& each : members_) moves.emplace_back(each.pipeline, model_, cut_, next);
         run([&](member& each) { return moves[static_cast<std::size_t>(each.pipeline.rank())].transfer(); });
-        std::size_t bytes = 0;
+        std::size_t bytes = 0, most = 0;
         for (auto& each : moves) {
             each.commit();
             bytes += each.bytes();
+            most = std::max(most, each.bytes());
         }
         cut_ = next;
         groups_ = parameter_groups(model_, cut_, plan_.where);
+        if (window_) window_->moved();
+        double const in_transit = link_rate_ > 0 ? static_cast<double>(most) / link_rate_ : 0;
+        move_seconds_ = std::max(0.0, now() - started - in_transit);
         return bytes;
     }
 
@@ -269,6 +302,9 @@ public:
     [[nodiscard]] auto position() const noexcept -> std::uint64_t { return position_; }
     [[nodiscard]] auto plan() const noexcept -> step_plan const& { return plan_; }
     [[nodiscard]] auto layers() const noexcept -> partition const& { return cut_; }
+    [[nodiscard]] auto balancer() noexcept -> Balancer& { return balancer_; }
+    /// What the devices can do, by rank, where the balancer is asked at all: measured when the trainer was made.
+    [[nodiscard]] auto fingerprints() const noexcept -> std::vector<fingerprint> const& { return fingerprints_; }
     [[nodiscard]] auto parameters() const noexcept -> std::vector<parameter_group> const& { return groups_; }
     /// What the ranks reported of the last step or evaluation.
     [[nodiscard]] auto spans() const noexcept -> recorder const& { return spans_; }
@@ -288,8 +324,13 @@ private:
     struct relay {
         recorder* spans;
         observer_ref listener;
+        layer_times layers;
         void record(span const& measured) const noexcept {
             spans->record(measured);
+            listener.record(measured);
+        }
+        void record(layer_span const& measured) noexcept {
+            layers.record(measured);
             listener.record(measured);
         }
     };
@@ -300,10 +341,11 @@ private:
         rank_pipeline<Device, endpoint> pipeline;
         gradient_reduction<Device, endpoint> reduction;
         std::vector<double> totals; ///< losses by micro-batch, then squared gradient norms by parameter group
+        std::optional<device_probe<Device>> probe{};
 
         member(trainer& all, model<Device> const& layers, int rank)
             : dev(all.options_.make_device(rank)),
-              heard{&all.spans_, all.options_.listener},
+              heard{&all.spans_, all.options_.listener, layer_times{layers.size()}},
               pipeline(
                   all.plan_, all.cut_, layers, rank, *dev, all.transport_.connect(rank),
                   {.lookahead = all.options_.lookahead, .seed = all.options_.seed, .listener = observer_ref{heard}}),
@@ -311,13 +353,85 @@ private:
               totals(static_cast<std::size_t>(all.plan_.micro_batches) + all.groups_.size()) {}
     };
 
-    [[nodiscard]] static auto cut(std::optional<partition> const& given, int layers, int stages) -> partition {
-        if (!given) return partition::even(layers, stages);
-        if (given->stages() != stages) {
-            throw partition_error("the partition has " + std::to_string(given->stages()) + " stages, but " +
+    [[nodiscard]] auto first_cut(int layers) const -> partition {
+        int const stages = plan_.where.model_stages();
+        if (options_.layers) return cut(*options_.layers, layers);
+        if constexpr (requires { balancer_.start(layers, stages); }) return cut(balancer_.start(layers, stages), layers);
+        return partition::even(layers, stages);
+    }
+    [[nodiscard]] auto cut(partition const& given, int layers) const -> partition {
+        int const stages = plan_.where.model_stages();
+        if (given.stages() != stages) {
+            throw partition_error("the partition has " + std::to_string(given.stages()) + " stages, but " +
                                   std::string(Policy::name) + " cuts the model into " + std::to_string(stages));
         }
-        return partition::given(given->bounds(), layers);
+        return partition::given(given.bounds(), layers);
+    }
+
+    [[nodiscard]] auto now() const -> double { return members_.front().dev->now(); }
+
+    void begin_measuring() {
+        window_.emplace(cut_.layers(), plan_.where, plan_.micro_batches);
+        for (member& each : members_) {
+            auto& compute = each.pipeline.compute_stream();
+            int const peer = (each.pipeline.rank() + 1) % options_.ranks;
+            auto& link = options_.ranks > 1 ? each.pipeline.link_from(peer) : compute;
+            fingerprints_.push_back(take_fingerprint(*each.dev, compute, link));
+            double const rate = fingerprints_.back().link;
+            if (rate > 0) link_rate_ = link_rate_ > 0 ? std::min(link_rate_, rate) : rate;
+            if constexpr (device_probe<Device>::possible) each.probe.emplace(compute, 48);
+        }
+        for (std::size_t layer = 0; layer < model_.size(); ++layer) {
+            std::size_t& bytes = layer_bytes_.emplace_back();
+            any_layer<Device> const declared = model_.make(layer);
+            for (parameter const* p : declared.parameters())
+                bytes += p->count() * sizeof(float) * (1 + Optimizer::state_names.size());
+        }
+    }
+
+    [[nodiscard]] auto is_measured() const -> bool {
+        auto const checks = static_cast<std::uint64_t>(std::max(0, balancer_.check_every()));
+        if (options_.measure_every == 0 && checks == 0) return false;
+        std::uint64_t const every =
+            options_.measure_every != 0 ? options_.measure_every : std::max<std::uint64_t>(1, checks / 10);
+        return (step_ + 1) % every == 0;
+    }
+
+    /// What the step has shown of layers and devices.
+    void fill_window(double seconds) {
+        for (member const& each : members_) {
+            each.heard.layers.tell(*window_, each.pipeline.rank());
+            if (each.probe) window_->probe(each.pipeline.rank(), each.probe->seconds());
+        }
+        window_->end_step(step_, seconds);
+    }
+
+    /// Asks the balancer every so many steps; moves layers if it says so.
+    auto rebalance() -> std::optional<move_report> {
+        auto const every = static_cast<std::uint64_t>(std::max(1, balancer_.check_every()));
+        if (!window_ || step_ == asked_at_ || step_ % every != 0) return {};
+        asked_at_ = step_;
+        std::optional<measurements> seen = window_->summary();
+        if (!seen) return {};
+        seen->bytes = layer_bytes_;
+        seen->bytes_per_second = link_rate_;
+        seen->move_seconds = move_seconds_;
+        std::optional<partition> const to = balancer_.propose(*seen, cut_);
+        if (!to || *to == cut_) return {};
+        move_report moved{.from = cut_, .to = *to};
+        double const started = now();
+        moved.bytes = repartition(*to);
+        moved.seconds = now() - started;
+        if constexpr (requires { balancer_.last_decision().text(); }) {
+            auto const& decided = balancer_.last_decision();
+            moved.gain = decided.now > 0 ? 1 - decided.best / decided.now : 0;
+            moved.why = decided.text();
+        }
+        return moved;
+    }
+
+    void tell_move(double start, double end) const {
+        for (member const& each : members_) tell(each, span_kind::move, wait_reason::none, start, end);
     }
 
     [[nodiscard]] auto member_of(parameter_use const& use) -> member& {
@@ -350,8 +464,10 @@ private:
     }
 
     /// One rank's training step. Every rank comes to the same totals, and so to the same decision.
-    auto train(member& own, batch const& from, step_report const& asked, step_report& report) -> task<> {
-        co_await own.pipeline.run(from, true);
+    auto train(member& own, batch const& from, step_report const& asked, step_report& report, timing layers)
+        -> task<> {
+        if (layers == timing::on) own.heard.layers.clear();
+        co_await own.pipeline.run(from, true, layers);
         double const ended = own.dev->now();
         try {
             co_await own.reduction.sum();
@@ -362,6 +478,10 @@ private:
             if (own.pipeline.rank() == 0) report = agreed;
             co_await update(own, agreed);
             tell(own, span_kind::optimizer, wait_reason::none, reduced, own.dev->now());
+            if (layers == timing::on && own.probe) {
+                own.probe->start();
+                co_await own.probe->ended().completion();
+            }
         } catch (...) {
             own.pipeline.endpoint().abort();
             throw;
@@ -415,7 +535,7 @@ private:
 
     void tell(member const& own, span_kind kind, wait_reason why, double start, double end) const {
         own.heard.record(
-            {.start = start, .end = end, .what = {}, .rank = own.pipeline.rank(), .kind = kind, .reason = why});
+            span{.start = start, .end = end, .what = {}, .rank = own.pipeline.rank(), .kind = kind, .reason = why});
     }
 
     /// Calls `visit(name, tensor, copies)` for every parameter and every state of it, in checkpoint order.
@@ -441,6 +561,7 @@ private:
 
     model<Device> model_;
     trainer_options<Device> options_;
+    Balancer balancer_;
     Optimizer update_;
     step_plan plan_;
     partition cut_;
@@ -451,6 +572,14 @@ private:
     std::deque<member> members_{};
     std::uint64_t step_ = 0;
     std::uint64_t position_ = 0;
+
+    // For the balancer, if it is asked.
+    std::optional<measurement_window> window_{};
+    std::vector<fingerprint> fingerprints_{};
+    std::vector<std::size_t> layer_bytes_{}; ///< parameters and optimizer state
+    double link_rate_ = 0;                   ///< bytes a second of the slowest link; 0: unknown
+    double move_seconds_ = 0;                ///< of the last move, without the time its bytes took
+    std::uint64_t asked_at_ = 0;             ///< step
 };
 
 } // namespace copipe

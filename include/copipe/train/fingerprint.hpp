@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a device can do, found out with small fixed jobs: its rates once at the start, and again and again the time of
+// one job, which tells a device that has become slow from layers that have become expensive.
+#pragma once
+
+#include "copipe/device/host_stream.hpp"
+#include "copipe/device/simulated.hpp"
+#include "copipe/error.hpp"
+#include "copipe/model/tensor.hpp"
+
+#include <algorithm>
+#include <array>
+#include <concepts>
+#include <cstddef>
+#include <fstream>
+#include <limits>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <unistd.h>
+#include <utility>
+#include <vector>
+
+namespace copipe {
+
+/// Enqueues the fixed job: c = a b, square matrices of `size` rows, one after the other in `abc`. A device brings an
+/// overload for its own streams; without one it is not probed.
+inline void probe_product(host_stream& stream, float* abc, int size) {
+    stream.launch([abc, n = static_cast<std::size_t>(size)] {
+        float const* const a = abc;
+        float const* const b = a + n * n;
+        float* const c = abc + 2 * n * n;
+        for (std::size_t i = 0; i < n; ++i) {
+            std::fill_n(c + i * n, n, 0.0F);
+            for (std::size_t k = 0; k < n; ++k)
+                for (std::size_t j = 0; j < n; ++j) c[i * n + j] += a[i * n + k] * b[k * n + j];
+        }
+    });
+}
+/// In virtual time a device of slowness 1 computes 10^12 products a second.
+inline void probe_product(simulated_stream& stream, float*, int size) { stream.launch(1e-12 * size * size * size); }
+
+template <class Stream>
+concept probed_stream = requires(Stream& stream, float* abc) { probe_product(stream, abc, 1); };
+
+/// A fixed job on a stream, timed on the device's clock; no job at all on streams that have none.
+template <device Device>
+class device_probe {
+public:
+    using stream = typename Device::stream;
+    using event = typename Device::event;
+
+    static constexpr bool possible = probed_stream<stream>;
+
+    device_probe(stream& on, int size) : stream_(&on), size_(size), abc_(*on.memory(), {3, size, size}) {
+        on.zero(abc_.data(), abc_.bytes());
+    }
+
+    /// Enqueues the job `repeats` times.
+    void start() {
+        for (std::size_t i = 0; i + 1 < events_.size(); ++i) {
+            events_[i] = stream_->record(timing::on);
+            if constexpr (possible) probe_product(*stream_, abc_.data(), size_);
+        }
+        events_.back() = stream_->record(timing::on);
+    }
+    [[nodiscard]] auto ended() const noexcept -> event const& { return events_.back(); }
+    /// Of the fastest job, once they have ended: what else the machine did meanwhile says nothing of the device.
+    [[nodiscard]] auto seconds() const -> double {
+        double least = std::numeric_limits<double>::infinity();
+        for (std::size_t i = 0; i + 1 < events_.size(); ++i)
+            least = std::min(least, events_[i + 1].time() - events_[i].time());
+        return least;
+    }
+    /// Additions and multiplications of one job.
+    [[nodiscard]] auto operations() const noexcept -> double { return 2.0 * size_ * size_ * size_; }
+
+private:
+    static constexpr std::size_t repeats = 3;
+    stream* stream_;
+    int size_;
+    tensor abc_;
+    std::array<event, repeats + 1> events_{};
+};
+
+/// What a device can do. 0 where it is not known.
+struct fingerprint {
+    double small_product = 0; ///< operations a second, in matrix products of 64 rows
+    double large_product = 0; ///< of 256 rows
+    double memory = 0;        ///< bytes a second, read and written, within the device
+    double copy = 0;          ///< bytes a second from host memory
+    double link = 0;          ///< bytes a second on a stream for what arrives from another rank
+    double free_bytes = 0;    ///< of memory, at the time
+
+    [[nodiscard]] auto operator==(fingerprint const&) const -> bool = default;
+};
+
+/// Measures a device, in some milliseconds, on two of its streams, which must be idle: of compute, and of a link.
+template <device Device>
+[[nodiscard]] auto take_fingerprint(Device& dev, typename Device::stream& compute, typename Device::stream& link)
+    -> fingerprint {
+    auto const rate = [](double amount, double seconds) { return seconds > 0 ? amount / seconds : 0; };
+    fingerprint found;
+    if constexpr (device_probe<Device>::possible) {
+        for (auto const& [size, into] : {std::pair{64, &found.small_product}, {256, &found.large_product}}) {
+            device_probe<Device> job{compute, size};
+            job.start();
+            compute.synchronize();
+            *into = rate(job.operations(), job.seconds());
+        }
+    }
+    std::size_t const bytes = std::size_t{1} << 20U;
+    tensor const from{*compute.memory(), {static_cast<std::int64_t>(bytes)}, dtype::u8};
+    tensor const to{*compute.memory(), from.sizes(), dtype::u8};
+    std::vector<std::byte> const host(bytes);
+    compute.zero(from.data(), bytes);
+    compute.zero(to.data(), bytes);
+    compute.synchronize();
+    auto const best = [&](typename Device::stream& stream, void const* source) {
+        double least = std::numeric_limits<double>::infinity();
+        for (int i = 0; i < 3; ++i) {
+            auto const start = stream.record(timing::on);
+            stream.copy(to.data(), source, bytes);
+            auto const end = stream.record(timing::on);
+            stream.synchronize();
+            least = std::min(least, end.time() - start.time());
+        }
+        return least;
+    };
+    found.memory = rate(2.0 * static_cast<double>(bytes), best(compute, from.data()));
+    found.copy = rate(static_cast<double>(bytes), best(compute, host.data()));
+    found.link = rate(static_cast<double>(bytes), best(link, from.data()));
+    if constexpr (requires { dev.free_memory(); })
+        found.free_bytes = static_cast<double>(dev.free_memory());
+    else if constexpr (std::same_as<typename Device::stream, host_stream>)
+        found.free_bytes =
+            static_cast<double>(::sysconf(_SC_AVPHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE));
+    return found;
+}
+
+/// Fingerprints by the names of devices, kept in a text file from run to run.
+class fingerprint_file {
+public:
+    explicit fingerprint_file(std::string path) : path_(std::move(path)) {}
+
+    /// The fingerprint of a device of that name; nothing if none was kept.
+    [[nodiscard]] auto find(std::string const& name) const -> std::optional<fingerprint> {
+        std::ifstream file{path_};
+        for (std::string line; std::getline(file, line);) {
+            auto const tab = line.find('\t');
+            if (tab == std::string::npos || line.substr(0, tab) != name) continue;
+            std::istringstream numbers{line.substr(tab)};
+            fingerprint found;
+            numbers >> found.small_product >> found.large_product >> found.memory >> found.copy >> found.link >>
+                found.free_bytes;
+            if (numbers) return found;
+        }
+        return {};
+    }
+
+    /// Adds one. Throws `error` if the file cannot be written.
+    void keep(std::string const& name, fingerprint const& found) const {
+        std::ofstream file{path_, std::ios::app};
+        file.precision(17);
+        file << name << '\t' << found.small_product << ' ' << found.large_product << ' ' << found.memory << ' '
+             << found.copy << ' ' << found.link << ' ' << found.free_bytes << '\n';
+        if (!file.flush()) throw error("cannot write fingerprints of devices to " + path_ + ": choose another file");
+    }
+
+private:
+    std::string path_;
+};
+
+} // namespace copipe

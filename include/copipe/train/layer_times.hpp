@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// A rank's share in what the trainer measures for its balancer: how long each of its layers took in a step, and now and
+// then a fixed job.
+#pragma once
+
+#include "copipe/balance/measurements.hpp"
+#include "copipe/pipeline/observer.hpp"
+
+#include <algorithm>
+#include <cstddef>
+#include <vector>
+
+namespace copipe {
+
+/// The means over a step of all layers' passes on one rank. Written by the rank's thread during a step, read between
+/// steps. Allocates nothing after construction.
+class layer_times {
+public:
+    explicit layer_times(std::size_t layers) : sums_(3 * layers) {}
+
+    void record(layer_span const& one) noexcept {
+        sum& into = sums_[3 * static_cast<std::size_t>(one.layer) + static_cast<std::size_t>(pass_of(one.what.what))];
+        into.seconds += one.seconds();
+        ++into.count;
+    }
+    void clear() noexcept { std::fill(sums_.begin(), sums_.end(), sum{}); }
+
+    /// Tells what was recorded since `clear`.
+    void tell(measurement_window& to, int rank) const {
+        for (std::size_t i = 0; i < sums_.size(); ++i) {
+            if (sums_[i].count == 0) continue;
+            to.record(rank, static_cast<int>(i / 3), static_cast<pass>(i % 3), sums_[i].seconds / sums_[i].count);
+        }
+    }
+
+private:
+    struct sum {
+        double seconds = 0;
+        int count = 0;
+    };
+    [[nodiscard]] static constexpr auto pass_of(op what) noexcept -> pass {
+        return what == op::forward ? pass::forward
+                                   : what == op::backward_weight ? pass::backward_weight : pass::backward_input;
+    }
+    std::vector<sum> sums_;
+};
+
+} // namespace copipe
