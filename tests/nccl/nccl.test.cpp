@@ -99,3 +99,278 @@ TEST_CASE("steps over NCCL come to the numbers of the step without a pipeline, s
     check_steps(dualpipe_v{}, {3, 8});
     check_steps(interleaved<2>{}, {4, 8});
 }
+
+TEST_CASE("in strict mode, what two ranks send each other at one tick moves in one group") {
+    fake::machine gpus{drive::by_test, 4};
+    fake::nccl_library nccl;
+    auto piped = make(gpus, one_f_one_b{}, {4, 8}, 0);
+    auto const before = nccl.fused();
+    piped.step_by_test();
+    CHECK(nccl.fused() - before >= 2 * 3 * 4); // three edges, at both ends, in every second tick of the steady state
+}
+
+TEST_CASE("a step in relaxed mode takes as long as if messages needed no order") {
+    for (unsigned seed = 1; seed < 6; ++seed) {
+        shape const size{4, 12};
+        fake::machine gpus{drive::by_test, 4};
+        fake::nccl_library nccl;
+        auto piped = make(gpus, dualpipe{}, size, seed, {.mode = nccl_mode::relaxed, .lookahead = 1000});
+        double const begin = gpus.now();
+        piped.step_by_test();
+        struct {
+            std::vector<cuda_toy::wave> waves;
+            [[nodiscard]] auto seconds(action const& work) const -> double {
+                double sum = 0;
+                for (chunk const& c : work.chunks()) {
+                    auto const& w = waves[c.stage % waves.size()];
+                    sum += c.what == op::forward ? w.forward_seconds : 0;
+                    sum += c.what == op::backward || c.what == op::backward_input ? w.input_seconds : 0;
+                    sum += c.what == op::backward || c.what == op::backward_weight ? w.weight_seconds : 0;
+                }
+                return sum;
+            }
+            [[nodiscard]] static auto occupancy(message const&) -> double { return 0; }
+            [[nodiscard]] static auto latency(message const&) -> double { return 0; }
+        } const costs{waves(4, seed)};
+        CHECK(gpus.now() - begin ==
+              evaluate(programs(dualpipe{}, size), piped.plan.where, size.micro_batches, costs).makespan);
+    }
+}
+
+namespace {
+
+/// Two GPUs with a communicator between them, and a stream and a buffer on each.
+struct two_gpus {
+    fake::machine gpus{drive::by_test, 2};
+    fake::nccl_library nccl{};
+    std::deque<cuda_device> devices{};
+    std::deque<nccl_communicator> ends{};
+    std::vector<cuda_stream*> streams{};
+    std::vector<void*> buffers{};
+
+    two_gpus() {
+        ncclUniqueId id;
+        ncclGetUniqueId(&id);
+        nccl_group group;
+        for (int r : {0, 1}) {
+            devices.emplace_back(cuda_options{.gpu = r, .polling = cuda_polling::by_program, .make_stream = {}});
+            streams.push_back(&devices.back().open_stream("s"));
+            buffers.push_back(streams.back()->memory()->allocate(256));
+            ends.emplace_back(group, id, r, 0, "rank " + std::to_string(r));
+        }
+        group.end("opening");
+    }
+    two_gpus(two_gpus const&) = delete;
+    auto operator=(two_gpus const&) -> two_gpus& = delete;
+    ~two_gpus() {
+        for (auto& each : ends) each.abort();
+        for (std::size_t r : {0U, 1U}) streams[r]->memory()->deallocate(buffers[r], 256);
+    }
+    void run() {
+        while (gpus.advance()) {}
+    }
+    void send(std::size_t r, cuda_stream& on) {
+        nccl_group group;
+        ends[r].send(group, buffers[r], 16, on.handle());
+        group.end("");
+    }
+    void receive(std::size_t r, cuda_stream& on) {
+        nccl_group group;
+        ends[r].receive(group, buffers[r], 16, on.handle());
+        group.end("");
+    }
+};
+
+} // namespace
+
+TEST_CASE("NCCL's first classic deadlock, both directions on one communicator one after another, is found with its cycle") {
+    two_gpus pair;
+    for (std::size_t r : {0U, 1U}) {
+        cuda_stream& other = pair.devices[r].open_stream("other"); // streams of their own do not help
+        pair.send(r, *pair.streams[r]);
+        pair.receive(r, other);
+    }
+    pair.run();
+    CHECK_THAT(pair.gpus.stuck(), says("cannot do 'NCCL: send to 1'") && says("cannot do 'NCCL: send to 0'"));
+    CHECK_THAT(pair.gpus.stuck(), says("the cycle: "));
+}
+
+TEST_CASE("the same two messages in one group on each side move") {
+    two_gpus pair;
+    std::vector<void*> more;
+    for (std::size_t r : {0U, 1U}) {
+        more.push_back(pair.streams[r]->memory()->allocate(256));
+        nccl_group group;
+        pair.ends[r].send(group, pair.buffers[r], 16, pair.streams[r]->handle());
+        pair.ends[r].receive(group, more[r], 16, pair.streams[r]->handle());
+        group.end("");
+    }
+    pair.run();
+    CHECK(pair.gpus.stuck() == "");
+    for (std::size_t r : {0U, 1U}) pair.streams[r]->memory()->deallocate(more[r], 256);
+}
+
+TEST_CASE("NCCL's second classic deadlock, compute that waits for its own send, is found with its cycle") {
+    two_gpus pair;
+    for (std::size_t r : {0U, 1U}) {
+        cuda_stream& compute = pair.devices[r].open_stream("compute");
+        pair.send(r, *pair.streams[r]); // taken up by the other rank only after its next chunk
+        compute.wait(pair.streams[r]->record());
+        fake::launch(compute.handle(), "next chunk", 1, [] {});
+        cuda_stream& link = pair.devices[r].open_stream("link");
+        link.wait(compute.record());
+        pair.receive(r, link);
+    }
+    pair.run();
+    CHECK_THAT(pair.gpus.stuck(), says("NCCL: send to") && says("the cycle: "));
+}
+
+TEST_CASE("an order that nobody has proved is a deadlock that is found, and the planned one is not") {
+    auto const unfused = [](std::vector<step_orders>& all) {
+        for (auto& rank : all) {
+            for (auto& with : rank.training) {
+                std::vector<exchange> apart;
+                for (exchange const& each : with.ticks) {
+                    if (each.send != exchange::none) apart.push_back({each.send, exchange::none});
+                    if (each.receive != exchange::none) apart.push_back({exchange::none, each.receive});
+                }
+                with.ticks = apart;
+            }
+        }
+    };
+    fake::machine gpus{drive::by_test, 4};
+    fake::nccl_library nccl;
+    auto piped = make(gpus, one_f_one_b{}, {4, 8}, 0, {.spoil = unfused});
+    CHECK_THROWS_WITH(piped.step_by_test(), says("every coroutine waits") && says("NCCL: send to"));
+}
+
+TEST_CASE("a message to oneself must be received in the same group") {
+    fake::machine gpus{drive::by_test, 1};
+    fake::nccl_library nccl;
+    cuda_device dev{cuda_options{.gpu = 0, .polling = cuda_polling::by_program, .make_stream = {}}};
+    cuda_stream& stream = dev.open_stream("s");
+    void* const data = stream.memory()->allocate(512);
+    ncclUniqueId id;
+    ncclGetUniqueId(&id);
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 1;
+    ncclComm_t self = nullptr;
+    REQUIRE(ncclCommInitRankConfig(&self, 1, id, 0, &config) == ncclSuccess);
+    CHECK(ncclSend(data, 16, ncclInt8, 0, self, stream.handle()) == ncclInvalidUsage);
+    ncclGroupStart();
+    ncclSend(data, 16, ncclInt8, 0, self, stream.handle());
+    ncclRecv(static_cast<std::byte*>(data) + 256, 16, ncclInt8, 0, self, stream.handle());
+    CHECK(ncclGroupEnd() == ncclSuccess);
+    stream.synchronize();
+    ncclCommDestroy(self);
+    stream.memory()->deallocate(data, 512);
+}
+
+TEST_CASE("ranks that share a GPU are refused before NCCL hangs on them") {
+    fake::machine gpus{drive::by_test, 2};
+    fake::nccl_library nccl;
+    std::deque<cuda_device> devices;
+    nccl_toy::hub net{3, {{0, 1}, {1, 2}}, {.watch = nccl_watch::by_program}};
+    for (int r : {0, 1})
+        devices.emplace_back(cuda_options{.gpu = r, .polling = cuda_polling::by_program, .make_stream = {}});
+    auto const first = net.connect(0, devices[0]);
+    auto const second = net.connect(1, devices[1]);
+    CHECK_THROWS_WITH(net.connect(2, devices[1]), says("ranks 1 and 2 share the GPU 0000:1:00.0 of ") &&
+                                                      says("give each rank a GPU of its own"));
+}
+
+TEST_CASE("whichever call of NCCL fails, every rank's step ends with an error, nothing leaks, and the next step is right") {
+    cuda_toy::outcome const expected = reference(2, 4);
+    nccl_mode const mode = GENERATE(nccl_mode::strict, nccl_mode::relaxed);
+    std::set<std::string> seen;
+    for (std::uint64_t number = 1; true; ++number) {
+        fake::machine gpus{drive::by_test, 2};
+        fake::nccl_library nccl;
+        nccl.fail_call(number);
+        std::string why;
+        try {
+            auto piped = make(gpus, dualpipe{}, {2, 4}, 1, {.mode = mode, .lookahead = 2});
+            try {
+                piped.step_by_test();
+            } catch (cuda_toy::deadlock const& hang) {
+                FAIL("call " << number << ", " << nccl.failed_call() << ": " << hang.what());
+            } catch (copipe::error const& e) {
+                why = e.what();
+                piped.recover();
+                piped.step_by_test();
+            }
+            REQUIRE(piped.result().close_to(expected));
+        } catch (nccl_error const& e) { // at the opening
+            why = e.what();
+        }
+        CAPTURE(number, nccl.failed_call());
+        REQUIRE(gpus.leaks() == "");
+        REQUIRE(nccl.leaks() == "");
+        if (nccl.failed_call().empty()) break;
+        seen.insert(nccl.failed_call());
+        bool const frees = nccl.failed_call() == "ncclCommDestroy";
+        if (!frees) REQUIRE_THAT(why, says(nccl.failed_call()) && says("unhandled system error"));
+    }
+    CHECK(seen == std::set<std::string>{"ncclCommDestroy", "ncclCommInitRankConfig", "ncclGetUniqueId",
+                                        "ncclGetVersion", "ncclGroupEnd", "ncclGroupStart", "ncclRecv", "ncclSend"});
+}
+
+TEST_CASE("with a thread for each rank, steps over NCCL are right again and again, strict and relaxed") {
+    for (nccl_mode const mode : {nccl_mode::strict, nccl_mode::relaxed}) {
+        auto const expected = reference(4, 8);
+        auto const four = reference(4, 12);
+        fake::machine gpus{drive::by_thread, 4, 7};
+        fake::nccl_library nccl;
+        {
+            rank_team team{4};
+            auto piped = make(gpus, dualpipe_v{}, {2, 8}, 1, {.mode = mode, .by_test = false});
+            rank_team pair{2};
+            for (int step = 0; step < 5; ++step) {
+                CHECK(piped.step_by_threads(pair) == std::vector<std::string>(2));
+                CHECK(piped.result().same_bits(expected));
+            }
+            auto wide = make(gpus, dualpipe{}, {4, 12}, 1, {.mode = mode, .by_test = false});
+            for (int step = 0; step < 5; ++step) {
+                CHECK(wide.step_by_threads(team) == std::vector<std::string>(4));
+                CHECK(wide.result().close_to(four));
+            }
+        }
+        CHECK(gpus.leaks() == "");
+        CHECK(nccl.leaks() == "");
+    }
+}
+
+TEST_CASE("when a rank dies without a word, every other ends within the deadline with what it waited for and from whom") {
+    auto const expected = reference(4, 8);
+    for (nccl_mode const mode : {nccl_mode::strict, nccl_mode::relaxed}) {
+        for (int const dead : {0, 1, 3}) {
+            fake::machine gpus{drive::by_thread, 4, 7};
+            fake::nccl_library nccl;
+            {
+                rank_team team{4};
+                auto piped = make(gpus, one_f_one_b{}, {4, 8}, 1, {.mode = mode, .by_test = false, .deadline = 300ms});
+                CHECK(piped.step_by_threads(team) == std::vector<std::string>(4));
+                auto const begin = std::chrono::steady_clock::now();
+                piped.how.silent_rank = dead;
+                auto const thrown = piped.step_by_threads(team);
+                CHECK(std::chrono::steady_clock::now() - begin < 10s);
+                int named = 0;
+                for (int r = 0; r < 4; ++r) {
+                    CAPTURE(dead, r, thrown[static_cast<std::size_t>(r)]);
+                    CHECK(thrown[static_cast<std::size_t>(r)].empty() == (r == dead));
+                    auto const& why = thrown[static_cast<std::size_t>(r)];
+                    named += why.find(" is missing rank " + std::to_string(dead) + ": ") != why.npos &&
+                             why.find("for micro-batch ") != why.npos;
+                }
+                CHECK(named == 1);
+                CHECK(nccl.aborted() > 0);
+                piped.how.silent_rank = -1; // all come back
+                piped.recover();
+                CHECK(piped.step_by_threads(team) == std::vector<std::string>(4));
+                CHECK(piped.result().same_bits(expected));
+            }
+            CHECK(gpus.leaks() == "");
+            CHECK(nccl.leaks() == "");
+        }
+    }
+}

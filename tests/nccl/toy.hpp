@@ -102,12 +102,20 @@ public:
     /// A step in virtual time, on the calling thread.
     void step_by_test(bool training = true) {
         exec.on_deadlock = [this] { ranks.front().endpoint().abort(); };
-        try {
-            copipe::run(exec, all_ranks(training));
-        } catch (...) {
-            if (!exec.stuck().empty()) throw cuda_toy::deadlock(exec.stuck());
-            throw;
+        std::vector<std::exception_ptr> thrown(ranks.size());
+        copipe::run(exec, all_ranks(training, thrown));
+        if (!exec.stuck().empty()) throw cuda_toy::deadlock(exec.stuck());
+        std::exception_ptr cause; // not merely the echo of another rank's
+        for (auto const& each : thrown) {
+            try {
+                if (each) std::rethrow_exception(each);
+            } catch (copipe::peer_failed const&) {
+                if (!cause) cause = each;
+            } catch (...) {
+                cause = each;
+            }
         }
+        if (cause) std::rethrow_exception(cause);
     }
     /// A step with a thread for each rank; what each threw.
     auto step_by_threads(copipe::rank_team& team) -> std::vector<std::string> {
@@ -152,10 +160,17 @@ public:
     std::deque<copipe::gradient_reduction<cuda_device, hub::endpoint>> reductions{};
 
 private:
-    auto all_ranks(bool training) -> copipe::task<> {
+    auto all_ranks(bool training, std::vector<std::exception_ptr>& thrown) -> copipe::task<> {
         copipe::scope together{co_await copipe::this_environment{}};
-        for (std::size_t r = 0; r < ranks.size(); ++r) together.spawn(step_of(r, training));
+        for (std::size_t r = 0; r < ranks.size(); ++r) together.spawn(caught(r, training, thrown[r]));
         co_await together.join();
+    }
+    auto caught(std::size_t r, bool training, std::exception_ptr& thrown) -> copipe::task<> {
+        try {
+            co_await step_of(r, training);
+        } catch (...) {
+            thrown = std::current_exception();
+        }
     }
     auto step_of(std::size_t r, bool training = true) -> copipe::task<> {
         copipe::batch const from{copipe::dataset_ref{data}, 0};

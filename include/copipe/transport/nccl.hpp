@@ -140,6 +140,13 @@ public:
     void watch() {
         std::scoped_lock const lock{mutex_};
         for (member& each : members_) each.look();
+        for (member& each : members_) each.look_at_waits();
+        auto const now = clock::now();
+        for (member& each : members_) {
+            if (each.waits.empty() || now - each.moved <= options_.deadline) continue;
+            blame(each, std::chrono::duration<double>{now - each.moved}.count());
+            return;
+        }
     }
 
     /// A message, or, between ranks without communicators, its data too.
@@ -170,6 +177,11 @@ private:
         std::mutex tearing{}; ///< for what follows
         bool torn = true;     ///< until its communicators are open
         std::exception_ptr reason = std::make_exception_ptr(error("not all ranks of this process are connected"));
+        struct wait {
+            int peer;
+            std::string action;
+        };
+        std::vector<wait> waits{};
         clock::time_point moved = clock::now();
         std::uint64_t changes = 0;
         std::atomic<std::uint64_t> sums{0}; ///< odd while an all-reduce is under way
@@ -225,6 +237,7 @@ private:
             for (nccl_link& each : links) each.open({});
         }
 
+        /// Gives up if another rank has failed, or a communicator has.
         void look() {
             std::exception_ptr why;
             bool own = false;
@@ -234,7 +247,6 @@ private:
                 why = control.failure();
                 try {
                     for (nccl_link& each : links) each.check();
-                    require_movement();
                 } catch (...) {
                     own = !why;
                     if (own) why = std::current_exception();
@@ -244,24 +256,24 @@ private:
             tear_down(why);
             if (own) control.abort();
         }
-        void require_movement() {
+
+        /// What it waits for now, and how long nothing has moved.
+        void look_at_waits() {
+            std::scoped_lock const lock{tearing};
+            waits.clear();
             std::uint64_t now = sums;
-            int peer = -1;
-            bool begun = false;
-            std::string action = sums % 2 == 0 ? "" : "the sum of numbers over all ranks is awaited";
+            if (now % 2 != 0) waits.push_back({-1, "the sum of numbers over all ranks is awaited"});
             for (nccl_link& each : links) {
                 auto const state = each.look();
                 now += state.changes;
-                if (state.identity == exchange::none || begun) continue;
-                begun = state.begun;
-                peer = each.peer();
-                action = std::string(state.sends ? "sending " : "receiving ") + hub->options_.name(state.identity) +
-                         (state.begun ? " is under way" : " is awaited");
+                if (state.identity == exchange::none) continue;
+                wait const found{each.peer(), std::string(state.sends ? "sending " : "receiving ") +
+                                                  hub->options_.name(state.identity) +
+                                                  (state.begun ? " is under way" : " is awaited")};
+                waits.insert(state.begun ? waits.begin() : waits.end(), found);
             }
-            auto const time = clock::now();
-            if (now != std::exchange(changes, now) || action.empty()) moved = time;
-            if (time - moved <= hub->options_.deadline) return;
-            throw transfer_stalled{rank, peer, action, std::chrono::duration<double>{time - moved}.count()};
+            if (torn) waits.clear();
+            if (now != std::exchange(changes, now) || waits.empty()) moved = clock::now();
         }
         /// Of messages that go through host memory.
         [[nodiscard]] auto side_stream() -> cuda_stream& {
@@ -394,6 +406,24 @@ private:
         watcher_ = std::thread([this] {
             for (; !leaving_; std::this_thread::sleep_for(options_.poll)) watch();
         });
+    }
+
+    /// Of all who wait here, the one to complain waits for a rank that itself waits for nothing.
+    void blame(member& stalled, double seconds) {
+        member* from = &stalled;
+        typename member::wait what = stalled.waits.front();
+        for (member& each : members_) {
+            for (auto const& one : each.waits) {
+                auto const idle = std::find_if(members_.begin(), members_.end(), [&](member const& m) {
+                    return m.rank == one.peer && m.waits.empty();
+                });
+                if (idle == members_.end()) continue;
+                from = &each;
+                what = one;
+            }
+        }
+        from->tear_down(std::make_exception_ptr(transfer_stalled{from->rank, what.peer, what.action, seconds}));
+        from->control.abort();
     }
 
     void reset(member& own) {
