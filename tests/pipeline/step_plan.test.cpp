@@ -7,6 +7,7 @@
 #include "copipe/schedule/dualpipe_v.hpp"
 #include "copipe/schedule/gpipe.hpp"
 #include "copipe/schedule/one_f_one_b.hpp"
+#include "copipe/schedule/sequential.hpp"
 
 #include <algorithm>
 #include <cstddef>
@@ -92,4 +93,45 @@ TEST_CASE("a shape that a policy cannot run, and a program that would never end,
     CHECK_THROWS_AS(plan_step(dualpipe{}, {3, 16}), shape_error);
     CHECK_THROWS_AS(plan_step(dualpipe{}, {4, 6}), shape_error);
     CHECK_THROWS_AS(plan_step(upside_down{}, {2, 3}), schedule_error);
+}
+
+TEST_CASE("micro-batches that are under way at once never share a slot, and few slots are needed") {
+    struct interval {
+        std::size_t first, last;
+    };
+    auto const slots = [](auto const& policy, shape size, int rank, std::size_t ahead) {
+        step_plan const plan = plan_step(policy, size);
+        int const per_stage = plan.where.micro_batches_per_stage(size.micro_batches);
+        auto const& own = plan.training[static_cast<std::size_t>(rank)];
+        std::size_t const count = slots_needed(own, plan.where, rank, per_stage, ahead);
+        for (int const stage : plan.where.stages_of(rank)) { // from what is done with them, every pair looked at
+            std::vector<interval> uses(static_cast<std::size_t>(per_stage), interval{own.actions.size(), 0});
+            for (std::size_t i = 0; i < own.actions.size(); ++i) {
+                for (chunk const& each : own.actions[i].chunks()) {
+                    if (each.stage != stage) continue;
+                    auto& [first, last] = uses[each.micro_batch];
+                    first = std::min(first, i);
+                    last = i;
+                }
+            }
+            for (std::size_t a = 0; a < uses.size(); ++a) {
+                for (std::size_t b = a + count; b < uses.size(); b += count) {
+                    bool const apart = uses[a].last + ahead <= uses[b].first || uses[b].last + ahead <= uses[a].first;
+                    CAPTURE(policy.name, size.ranks, size.micro_batches, rank, stage, a, b, count);
+                    REQUIRE(apart);
+                }
+            }
+        }
+        return count;
+    };
+    for (std::size_t const ahead : {1, 4, 7}) {
+        for (int rank = 0; rank < 4; ++rank) {
+            auto const room = static_cast<std::size_t>(4 - rank) + ahead;
+            CHECK(slots(one_f_one_b{}, {4, 64}, rank, ahead) <= room);
+            CHECK(slots(gpipe{}, {4, 64}, rank, ahead) == 64);
+            CHECK(slots(dualpipe{}, {4, 64}, rank, ahead) <= 8 + ahead);
+            CHECK(slots(dualpipe_v{}, {4, 64}, rank, ahead) <= 12 + ahead);
+        }
+        CHECK(slots(sequential{}, {1, 9}, 0, ahead) <= 1 + (ahead + 1) / 2);
+    }
 }

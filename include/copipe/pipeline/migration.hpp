@@ -107,7 +107,7 @@ private:
 
     auto receive_layer(std::pair<int, int> key, int from, std::uint64_t identity) -> task<> {
         auto& compute = pipeline_->compute_stream();
-        any_layer<Device> arriving = place_layer(*model_, key.second, pipeline_->micro_batches_per_stage(), compute);
+        any_layer<Device> arriving = place_layer(*model_, key.second, pipeline_->slots(), compute);
         for (parameter* p : arriving.parameters()) {
             std::size_t const states = co_await receive(p->value, from, identity++);
             for (std::size_t i = 0; i < states; ++i) {

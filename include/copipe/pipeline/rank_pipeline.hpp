@@ -76,17 +76,16 @@ public:
           links_(static_cast<std::size_t>(plan.where.ranks)),
           flights_(std::max<std::size_t>(options.lookahead, 1)),
           posted_(std::max(plan.training[own()].incoming.size(), plan.evaluation[own()].incoming.size())),
+          slots_(std::max(slots_of(plan.training[own()]), slots_of(plan.evaluation[own()]))),
           losses_(static_cast<std::size_t>(plan.micro_batches)),
           weights_(losses_.size()) {
-        auto const per_stage = static_cast<std::size_t>(plan.where.micro_batches_per_stage(plan.micro_batches));
         for (int number : plan.where.stages_of(rank)) {
             int const part = plan.where.model_stage(number);
             stages_.push_back(local_stage{
                 .number = number,
-                .layers = stage<Device>(layers, cut.first(part), cut.last(part), per_stage, options.seed, *compute_),
-                .slots = std::vector<slot>(per_stage),
-                .samples = std::vector<std::pair<host_array, host_array>>(
-                    plan.where.is_first(number) || plan.where.is_last(number) ? per_stage : 0)});
+                .layers = stage<Device>(layers, cut.first(part), cut.last(part), slots_, options.seed, *compute_),
+                .slots = std::vector<slot>(slots_),
+                .losses = std::vector<float>(plan.where.is_last(number) ? per_stage() : 0)});
         }
     }
 
@@ -125,7 +124,7 @@ public:
         settle();
         for (flight& each : flights_) each.halves = {};
         for (local_stage& each : stages_) {
-            each.layers.drop_all(each.slots.size());
+            each.layers.drop_all(slots_);
             for (slot& s : each.slots) s.clear();
         }
         endpoint_.reset();
@@ -165,10 +164,8 @@ public:
 
     /// The layers of schedule stage `number`, which must be one of this rank's. Between steps they may be replaced.
     [[nodiscard]] auto layers_of(int number) -> stage<Device>& { return stage_at(number).layers; }
-    /// How many micro-batches of a step each stage sees.
-    [[nodiscard]] auto micro_batches_per_stage() const noexcept -> std::size_t {
-        return static_cast<std::size_t>(plan_->where.micro_batches_per_stage(plan_->micro_batches));
-    }
+    /// How many micro-batches each stage has a place for at once.
+    [[nodiscard]] auto slots() const noexcept -> std::size_t { return slots_; }
 
 private:
     /// What a chunk gets from a neighbouring stage.
@@ -183,11 +180,11 @@ private:
             moved = {};
         }
     };
-    /// One micro-batch in one stage.
+    /// One micro-batch in one stage, which takes it over from an earlier one.
     struct slot {
         arrival input{};
         arrival gradient{};
-        float loss = 0;
+        std::pair<host_array, host_array> sample{}; ///< input and target, of a first or last stage
 
         void clear() {
             input.clear();
@@ -198,7 +195,7 @@ private:
         int number;
         stage<Device> layers;
         std::vector<slot> slots;
-        std::vector<std::pair<host_array, host_array>> samples; ///< inputs and targets, of a first or last stage
+        std::vector<float> losses; ///< by micro-batch, of a last stage
     };
     /// An action between its issue and its retirement.
     struct half {
@@ -226,8 +223,17 @@ private:
     [[nodiscard]] auto stage_at(int number) -> local_stage& {
         return *std::find_if(stages_.begin(), stages_.end(), [&](local_stage const& s) { return s.number == number; });
     }
+    [[nodiscard]] auto per_stage() const noexcept -> std::size_t {
+        return static_cast<std::size_t>(plan_->where.micro_batches_per_stage(plan_->micro_batches));
+    }
+    [[nodiscard]] auto slots_of(rank_program const& steps) const -> std::size_t {
+        return slots_needed(steps, plan_->where, rank_, static_cast<int>(per_stage()), flights_.size());
+    }
+    [[nodiscard]] auto slot_number(std::uint32_t micro_batch) const noexcept -> std::size_t {
+        return micro_batch % slots_;
+    }
     [[nodiscard]] auto slot_of(chunk const& c) -> slot& {
-        return stage_at(c.stage).slots[static_cast<std::size_t>(c.micro_batch)];
+        return stage_at(c.stage).slots[slot_number(c.micro_batch)];
     }
     [[nodiscard]] auto input_of_chunk(chunk const& c) -> arrival& {
         return c.what == op::forward ? slot_of(c).input : slot_of(c).gradient;
@@ -236,7 +242,7 @@ private:
         return plan_->where.global_micro_batch(c.stage, c.micro_batch, plan_->micro_batches);
     }
     [[nodiscard]] auto arrival_of(message const& m) -> arrival& {
-        slot& to = stage_at(m.to_stage).slots[static_cast<std::size_t>(m.micro_batch)];
+        slot& to = stage_at(m.to_stage).slots[slot_number(m.micro_batch)];
         return m.direction == flow::forward ? to.input : to.gradient;
     }
     [[nodiscard]] static auto identity(message const& m) noexcept -> std::uint64_t {
@@ -282,10 +288,10 @@ private:
 
     void collect_losses(local_stage& last) {
         if (!plan_->where.is_last(last.number)) return;
-        for (std::size_t m = 0; m < last.slots.size(); ++m) {
+        for (std::size_t m = 0; m < last.losses.size(); ++m) {
             auto const of = static_cast<std::size_t>(
                 plan_->where.global_micro_batch(last.number, static_cast<int>(m), plan_->micro_batches));
-            losses_[of] = weights_[of] * static_cast<double>(last.slots[m].loss);
+            losses_[of] = weights_[of] * static_cast<double>(last.losses[m]);
         }
     }
 
@@ -343,8 +349,7 @@ private:
     void load(chunk const& c) {
         if (c.what != op::forward || !(plan_->where.is_first(c.stage) || plan_->where.is_last(c.stage))) return;
         try {
-            local_stage& s = stage_at(c.stage);
-            auto& [input, target] = s.samples[static_cast<std::size_t>(c.micro_batch)];
+            auto& [input, target] = slot_of(c).sample;
             batch_->data.load(batch_->first + static_cast<std::uint64_t>(step_micro_batch(c)), input, target);
         } catch (...) {
             fail(c);
@@ -362,17 +367,18 @@ private:
                              .rank = rank_,
                              .marks = times_layers_ ? &own.marks : nullptr};
         try {
-            slot& s = slot_of(c);
-            auto const number = static_cast<std::size_t>(c.micro_batch);
-            stage<Device>& layers = stage_at(c.stage).layers;
+            local_stage& own_stage = stage_at(c.stage);
+            std::size_t const number = slot_number(c.micro_batch);
+            stage<Device>& layers = own_stage.layers;
+            auto const& [input, target] = own_stage.slots[number].sample;
             bool const last = plan_->where.is_last(c.stage);
             arrival& from = input_of_chunk(c);
             own.start = compute_->record(measured());
             if (c.what == op::forward) {
-                if (plan_->where.is_first(c.stage)) from.value = upload(stage_at(c.stage).samples[number].first);
-                if (last) work.target = upload(stage_at(c.stage).samples[number].second);
+                if (plan_->where.is_first(c.stage)) from.value = upload(input);
+                if (last) work.target = upload(target);
                 own.output = co_await layers.forward(work, number, from.value);
-                if (last) keep_loss(own.output, s);
+                if (last) keep_loss(own.output, own_stage.losses[static_cast<std::size_t>(c.micro_batch)]);
             } else if (c.what == op::backward_weight) {
                 co_await layers.backward_weight(work, number);
             } else {
@@ -387,11 +393,11 @@ private:
         }
     }
 
-    void keep_loss(tensor const& loss, slot& s) {
-        if (loss.bytes() < sizeof s.loss || loss.type() != dtype::f32) {
+    void keep_loss(tensor const& loss, float& kept) {
+        if (loss.bytes() < sizeof kept || loss.type() != dtype::f32) {
             throw model_error("its last layer did not return the loss, a 32-bit float");
         }
-        compute_->copy(&s.loss, loss.data(), sizeof s.loss);
+        compute_->copy(&kept, loss.data(), sizeof kept);
     }
 
     [[nodiscard]] auto upload(host_array const& from) -> tensor {
@@ -559,6 +565,7 @@ private:
     std::vector<local_stage> stages_{};
     std::vector<flight> flights_;
     std::vector<progress_counter> posted_;
+    std::size_t slots_;
     turnstile turns_{};
     std::uint64_t issued_ = 0;
     std::uint64_t retired_ = 0;

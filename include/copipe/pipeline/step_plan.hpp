@@ -7,9 +7,11 @@
 #include "copipe/schedule/policy.hpp"
 #include "copipe/schedule/verify.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -27,6 +29,49 @@ struct rank_program {
     std::vector<lane> incoming;
     std::vector<std::array<posted_receives, 2>> needs;
 };
+
+/// How many slots each stage of a rank needs so that its micro-batches can use them in turn, micro-batch m the slot m
+/// modulo that many, when an action starts at the latest as the one `ahead` actions before it has ended.
+[[nodiscard]] inline auto slots_needed(rank_program const& steps, placement const& where, int rank, int per_stage,
+                                       std::size_t ahead) -> std::size_t {
+    struct use {
+        std::size_t first = static_cast<std::size_t>(-1); ///< action at which the micro-batch begins to be expected
+        std::size_t last = 0;                             ///< action of its last chunk
+    };
+    std::size_t most = 1;
+    std::vector<use> uses(static_cast<std::size_t>(per_stage));
+    for (int const stage : where.stages_of(rank)) {
+        std::fill(uses.begin(), uses.end(), use{});
+        std::vector<std::uint64_t> posted(steps.incoming.size());
+        for (std::size_t i = 0; i < steps.actions.size(); ++i) {
+            auto const begin = [&](int micro_batch) {
+                use& of = uses[static_cast<std::size_t>(micro_batch)];
+                of.first = std::min(of.first, i);
+            };
+            for (posted_receives const& need : steps.needs[i]) {
+                if (need.count == 0) continue;
+                for (std::uint64_t& n = posted[need.lane]; n < need.count; ++n) {
+                    message const& expected = steps.incoming[need.lane].messages[n];
+                    if (expected.to_stage == stage) begin(expected.micro_batch);
+                }
+            }
+            for (chunk const& each : steps.actions[i].chunks()) {
+                if (each.stage != stage) continue;
+                begin(each.micro_batch);
+                uses[each.micro_batch].last = i;
+            }
+        }
+        std::vector<std::size_t> order(uses.size());
+        std::iota(order.begin(), order.end(), std::size_t{0});
+        std::sort(order.begin(), order.end(), [&](auto a, auto b) { return uses[a].first < uses[b].first; });
+        std::size_t oldest = 0; // of the micro-batches that have not ended
+        for (std::size_t const m : order) {
+            while (oldest < m && uses[oldest].last + ahead <= uses[m].first) ++oldest;
+            if (m >= oldest) most = std::max(most, m - oldest + 1);
+        }
+    }
+    return most;
+}
 
 /// The programs of all ranks for a training step, and for an evaluation (the same walk, forwards only).
 struct step_plan {
