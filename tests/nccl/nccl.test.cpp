@@ -3,6 +3,7 @@
 #include "catch.hpp"
 #include "nccl/toy.hpp"
 #include "says.hpp"
+#include "transport/processes.hpp"
 
 #include "copipe/schedule/dualpipe.hpp"
 #include "copipe/schedule/dualpipe_v.hpp"
@@ -373,4 +374,83 @@ TEST_CASE("when a rank dies without a word, every other ends within the deadline
             CHECK(nccl.leaks() == "");
         }
     }
+}
+
+TEST_CASE("an error that NCCL notices by itself ends the step of every rank") {
+    fake::machine gpus{drive::by_thread, 2, 7};
+    fake::nccl_library nccl;
+    rank_team team{2};
+    auto piped = make(gpus, one_f_one_b{}, {2, 4}, 1, {.by_test = false});
+    nccl.set_async_error(1, ncclRemoteError);
+    piped.how.silent_rank = 1;
+    auto const thrown = piped.step_by_threads(team);
+    CHECK_THAT(thrown[0], says("rank 1 failed") || says("rank 1, with rank 0: an operation under way"));
+}
+
+TEST_CASE("ranks in several processes find each other, and messages between ranks without a communicator go the long way") {
+    fake::machine gpus{drive::by_thread, 3, 7};
+    fake::nccl_library nccl;
+    auto const port = free_port();
+    using joined = copipe::nccl<cuda_device, tcp>;
+    std::vector<std::string> said(3);
+    auto const body = [](joined::endpoint& end, cuda_device& dev, int me) -> task<> {
+        cuda_stream& stream = dev.open_stream("s");
+        std::vector<float> const mine(64, static_cast<float>(me + 1));
+        std::vector<float> got(64);
+        void* const data = stream.memory()->allocate(512);
+        stream.copy(data, mine.data(), 256);
+        for (int round = 0; round < 3; ++round) {
+            auto const ready = stream.record();
+            auto const send = [&](int to) -> task<> {
+                envelope const what{.identity = 5, .bytes = 256};
+                co_await end.send(to, what, data, ready);
+            };
+            auto const exchange_all = [&](scope& sends) -> task<> {
+                for (int to = 0; to < 3; ++to)
+                    if (to != me) sends.spawn(send(to));
+                for (int from = 0; from < 3; ++from) {
+                    if (from == me) continue;
+                    auto arrived = co_await end.arrival(from, 5);
+                    auto const moved = end.accept(arrived, static_cast<std::byte*>(data) + 256, stream, timing::on);
+                    co_await moved.end.completion();
+                    stream.copy(got.data(), static_cast<std::byte*>(data) + 256, 256);
+                    stream.synchronize();
+                    if (got != std::vector<float>(64, static_cast<float>(from + 1))) throw error("other values came");
+                }
+            };
+            co_await in_scope(exchange_all);
+            std::array<double, 1> sum{static_cast<double>(me)};
+            co_await end.all_reduce(sum);
+            if (sum[0] != 3) throw error("another sum");
+            if (round == 1) { // all start anew
+                try {
+                    if (me == 1) end.abort();
+                    co_await end.all_reduce(sum);
+                    throw error("not ended");
+                } catch (peer_failed const&) {
+                }
+                end.reset();
+            }
+        }
+        stream.memory()->deallocate(data, 512);
+    };
+    std::vector<std::thread> threads;
+    for (int me = 0; me < 3; ++me) {
+        threads.emplace_back([&, me] {
+            try {
+                launch const own{.rank = me, .size = 3, .local_rank = me, .local_size = 3, .port = port};
+                joined net{own, {{0, 1}, {2, 1}}, {}, {.meeting = {.deadline = 20s, .retry = 5ms}}};
+                cuda_device dev{cuda_options{.gpu = me}};
+                auto end = net.connect(me, dev);
+                executor exec;
+                run(exec, body(end, dev, me));
+            } catch (std::exception const& e) {
+                said[static_cast<std::size_t>(me)] = e.what();
+            }
+        });
+    }
+    for (auto& each : threads) each.join();
+    CHECK(said == std::vector<std::string>(3));
+    CHECK(nccl.leaks() == "");
+    CHECK(gpus.leaks() == "");
 }

@@ -96,6 +96,7 @@ private:
     struct frame {
         frame_kind kind = frame_kind::message;
         phase when = 0;
+        std::uint64_t payload = 0; ///< bytes that follow
         envelope what{};
     };
     static_assert(std::is_trivially_copyable_v<frame>);
@@ -160,7 +161,7 @@ public:
             handle = self;
             env = inherited;
             outgoing sent;
-            sent.head = {.kind = frame_kind::message, .what = what_};
+            sent.head = {.kind = frame_kind::message, .payload = what_.bytes, .what = what_};
             sent.data = data_;
             sent.ready = ready_;
             sent.sender = this;
@@ -289,7 +290,7 @@ private:
     }
     void post_sum(int to, std::span<double const> values) {
         outgoing sent;
-        sent.head = {.kind = frame_kind::sum, .what = {.bytes = values.size_bytes()}};
+        sent.head = {.kind = frame_kind::sum, .payload = values.size_bytes()};
         sent.own = take_block(values.size_bytes());
         std::memcpy(sent.own.bytes.get(), values.data(), values.size_bytes());
         sent.data = sent.own.bytes.get();
@@ -404,7 +405,7 @@ private:
             try {
                 std::array<boost::asio::const_buffer, 2> const parts{
                     boost::asio::buffer(&next.head, sizeof next.head),
-                    boost::asio::buffer(next.data, next.head.what.bytes)};
+                    boost::asio::buffer(next.data, next.head.payload)};
                 co_await boost::asio::async_write(socket_to(to), parts, use_task);
                 next.end(true);
             } catch (boost::system::system_error const& broken) {
@@ -435,10 +436,10 @@ private:
         }
         parcel arrived;
         arrived.what = head.what;
-        if (head.what.bytes != 0) {
-            arrived.bytes_ = take_block(head.what.bytes);
+        if (head.payload != 0) {
+            arrived.bytes_ = take_block(head.payload);
             co_await boost::asio::async_read(
-                socket_to(from), boost::asio::buffer(arrived.bytes_.bytes.get(), head.what.bytes), use_task);
+                socket_to(from), boost::asio::buffer(arrived.bytes_.bytes.get(), head.payload), use_task);
         }
         from.heard = clock::time_point::max(); // while this rank is behind, nothing is read
         co_await reached_.reached(head.when);
