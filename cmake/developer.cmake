@@ -4,26 +4,28 @@
 # and a project that uses copipe, never see it.
 #   COPIPE_SANITIZERS   the value for -fsanitize=, or empty
 
-add_compile_options(-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror)
+# For C++ alone: CUDA's compiler knows none of these.
+add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wconversion;-Wshadow;-Werror>")
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
     # g++ 12 warns falsely about "text" + std::to_string(n) when it is inlined (its bug 105651).
-    add_compile_options(-Wno-restrict)
+    add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict>")
 endif()
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # With optimization or sanitizers g++ takes members of an empty std::optional for uninitialized: told, not an error.
-    add_compile_options(-Wno-error=maybe-uninitialized)
+    add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-Wno-error=maybe-uninitialized>")
 endif()
 
 if(COPIPE_SANITIZERS)
-    add_compile_options(-fsanitize=${COPIPE_SANITIZERS} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+    add_compile_options(
+        "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${COPIPE_SANITIZERS};-fno-sanitize-recover=all;-fno-omit-frame-pointer>")
     add_link_options(-fsanitize=${COPIPE_SANITIZERS})
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
         # Instrumentation at a function's entry, exit or frame keeps g++ from making symmetric transfer a tail call.
         if(COPIPE_SANITIZERS MATCHES "thread")
             # Asio uses atomic_thread_fence, about which g++ warns that ThreadSanitizer does not model it.
-            add_compile_options("SHELL:--param tsan-instrument-func-entry-exit=0" -Wno-tsan)
+            add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:--param=tsan-instrument-func-entry-exit=0;-Wno-tsan>")
         else()
-            add_compile_options("SHELL:--param asan-stack=0")
+            add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:--param=asan-stack=0>")
         endif()
     endif()
 endif()

@@ -81,6 +81,7 @@ struct embedding_shape {
     int batch;
     int time;
     int channels;
+    int vocabulary = 0; ///< rows of the token table; who adds up rows by token, as a GPU does, needs it
 };
 
 /// `tokens` [batch, time], each below the vocabulary; y [batch, time, channels].

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A GPT as copipe layers for the CPU: embedding, transformer blocks (one block is one layer, the unit of a partition),
-// and a head with the final layer norm, the tied output matrix and the loss. Every function enqueues kernels and
+// A GPT as copipe layers, for any device that has its kernels: embedding, transformer blocks (one block is one layer,
+// the unit of a partition), and a head with the final layer norm, the tied output matrix and the loss. Every function enqueues kernels and
 // returns.
 #pragma once
 
@@ -26,13 +26,15 @@ public:
 inline constexpr auto token_tie = "token_embedding";
 
 /// Tokens [batch, time] (i32) to [batch, time, width].
-class embedding {
+template <class Device>
+class basic_embedding {
 public:
+    using context = copipe::context<Device>;
     struct saved {
         tensor tokens, dy;
     };
 
-    embedding(int vocabulary, int longest, int width)
+    basic_embedding(int vocabulary, int longest, int width)
         : token_{.name = "token", .sizes = {vocabulary, width}, .first = copipe::normal(0.02), .tie = token_tie},
           position_{.name = "position", .sizes = {longest, width}, .first = copipe::normal(0.02)} {}
 
@@ -44,7 +46,7 @@ public:
                                std::to_string(position_.sizes[0]) + ": shorten it or enlarge the context");
         }
         tensor y = c.make({tokens.size(0), tokens.size(1), token_.sizes[1]});
-        launch(c, embedding_forward, shape(y), tokens, token_.value, position_.value, y);
+        launch<embedding_forward>(c, shape(y), tokens, token_.value, position_.value, y);
         s.tokens = std::move(tokens);
         return y;
     }
@@ -53,20 +55,23 @@ public:
         return {};
     }
     void backward_weight(context& c, saved& s) const {
-        launch(c, embedding_backward, shape(s.dy), s.tokens, s.dy, token_.gradient, position_.gradient);
+        launch<embedding_backward>(c, shape(s.dy), s.tokens, s.dy, token_.gradient, position_.gradient);
     }
 
 private:
-    [[nodiscard]] static auto shape(tensor const& y) -> embedding_shape {
-        return {static_cast<int>(y.size(0)), static_cast<int>(y.size(1)), static_cast<int>(y.size(2))};
+    [[nodiscard]] auto shape(tensor const& y) const -> embedding_shape {
+        return {static_cast<int>(y.size(0)), static_cast<int>(y.size(1)), static_cast<int>(y.size(2)),
+                static_cast<int>(token_.sizes[0])};
     }
     parameter token_, position_;
 };
 
 /// A transformer block, [batch, time, width] to the same (Radford et al. 2019, GPT-2): x + attention(norm(x)), then
 /// x + mlp(norm(x)).
-class block {
+template <class Device>
+class basic_block {
 public:
+    using context = copipe::context<Device>;
     struct saved {
         norm::saved attention_norm;
         linear::saved packed;
@@ -79,7 +84,7 @@ public:
     };
 
     /// `depth`, the number of blocks in the model, scales the first values of what is added to the residual stream.
-    block(int width, int heads, int depth)
+    basic_block(int width, int heads, int depth)
         : heads_(heads),
           attention_norm_("attention.norm", width),
           packed_("attention.qkv", width, 3 * width, 0.02),
@@ -98,24 +103,24 @@ public:
         s.qkv = packed_.forward(c, attention_norm_.forward(c, x, s.attention_norm), s.packed);
         tensor attended = c.make(x.sizes());
         s.probabilities = c.make({x.size(0), heads_, x.size(1), x.size(1)});
-        launch(c, attention_forward, shape(x), s.qkv, attended, s.probabilities);
+        launch<attention_forward>(c, shape(x), s.qkv, attended, s.probabilities);
         x = added(c, x, attention_.forward(c, attended, s.attention));
 
         s.hidden = expand_.forward(c, mlp_norm_.forward(c, x, s.mlp_norm), s.expand);
         tensor activated = c.make(s.hidden.sizes());
-        launch(c, gelu_forward, elements(s.hidden), s.hidden, activated);
+        launch<gelu_forward>(c, elements(s.hidden), s.hidden, activated);
         return added(c, x, contract_.forward(c, activated, s.contract));
     }
 
     auto backward_input(context& c, tensor dy, saved& s) const -> tensor {
         tensor const dhidden = contract_.backward_input(c, dy, s.contract);
-        launch(c, gelu_backward, elements(dhidden), dhidden, std::exchange(s.hidden, {}), dhidden);
+        launch<gelu_backward>(c, elements(dhidden), dhidden, std::exchange(s.hidden, {}), dhidden);
         dy = added(c, dy, mlp_norm_.backward_input(c, expand_.backward_input(c, dhidden, s.expand), s.mlp_norm));
 
         tensor const dattended = attention_.backward_input(c, dy, s.attention);
         tensor const dqkv = c.make(s.qkv.sizes());
-        tensor const scratch = c.make({dy.size(1), dy.size(1)});
-        launch(c, attention_backward, shape(dy), dattended, std::exchange(s.qkv, {}),
+        tensor const scratch = c.make(kernels_of<Device>::scratch(shape(dy)));
+        launch<attention_backward>(c, shape(dy), dattended, std::exchange(s.qkv, {}),
                std::exchange(s.probabilities, {}), dqkv, scratch);
         return added(c, dy,
                      attention_norm_.backward_input(c, packed_.backward_input(c, dqkv, s.packed), s.attention_norm));
@@ -163,14 +168,16 @@ inline void mean_cross_entropy_backward(cross_entropy_shape s, float const* logi
 
 /// [batch, time, width] to the loss: the mean cross-entropy of the micro-batch's targets [batch, time] (i32). Without a
 /// target it returns the logits [batch, time, vocabulary] instead, to sample from.
-class head {
+template <class Device>
+class basic_head {
 public:
+    using context = copipe::context<Device>;
     struct saved {
         norm::saved normed;
         tensor y, logits, log_sum_exp, target;
     };
 
-    head(int vocabulary, int width)
+    basic_head(int vocabulary, int width)
         : norm_("norm", width),
           token_{.name = "token", .sizes = {vocabulary, width}, .first = copipe::normal(0.02), .tie = token_tie} {}
 
@@ -179,24 +186,24 @@ public:
     auto forward(context& c, tensor x, saved& s) const -> tensor {
         s.logits = c.make({x.size(0), x.size(1), token_.sizes[0]});
         s.y = norm_.forward(c, std::move(x), s.normed);
-        launch(c, linear_forward, shape(s.y), s.y, token_.value, nullptr, s.logits);
+        launch<linear_forward>(c, shape(s.y), s.y, token_.value, nullptr, s.logits);
         if (!c.target) return std::exchange(s.logits, {});
         s.target = c.target;
         s.log_sum_exp = c.make({rows(s.y)});
         tensor loss = c.make({1});
-        launch(c, mean_cross_entropy_forward, entropy(s.y, 1), s.logits, s.target, s.log_sum_exp, loss);
+        launch<mean_cross_entropy_forward>(c, entropy(s.y, 1), s.logits, s.target, s.log_sum_exp, loss);
         return loss;
     }
     auto backward_input(context& c, tensor, saved& s) const -> tensor {
         tensor const& dlogits = s.logits;
-        launch(c, mean_cross_entropy_backward, entropy(s.y, c.scale), s.logits, s.target, s.log_sum_exp, dlogits);
+        launch<mean_cross_entropy_backward>(c, entropy(s.y, c.scale), s.logits, s.target, s.log_sum_exp, dlogits);
         tensor dy = c.make(s.y.sizes());
-        launch(c, linear_backward_input, shape(s.y), dlogits, token_.value, dy);
+        launch<linear_backward_input>(c, shape(s.y), dlogits, token_.value, dy);
         return norm_.backward_input(c, std::move(dy), s.normed);
     }
     void backward_weight(context& c, saved& s) const {
         norm_.backward_weight(c, s.normed);
-        launch(c, linear_backward_weight, shape(s.y), s.y, s.logits, token_.gradient, nullptr);
+        launch<linear_backward_weight>(c, shape(s.y), s.y, s.logits, token_.gradient, nullptr);
     }
 
 private:
@@ -210,6 +217,9 @@ private:
     parameter token_;
 };
 
+using embedding = basic_embedding<copipe::host_device>;
+using block = basic_block<copipe::host_device>;
+using head = basic_head<copipe::host_device>;
 static_assert(copipe::layer<embedding, copipe::host_device> && copipe::layer<block, copipe::host_device> &&
               copipe::layer<head, copipe::host_device>);
 

@@ -20,7 +20,8 @@ struct config {
 
 /// The layers of a GPT: the embedding, the blocks, the head. Throws config_error when a size is not positive or the
 /// heads do not divide the width.
-[[nodiscard]] inline auto make_model(config const& of) -> copipe::model<copipe::host_device> {
+template <class Device = copipe::host_device>
+[[nodiscard]] auto make_model(config const& of) -> copipe::model<Device> {
     for (auto const& [option, value] : {std::pair{"layers", of.blocks},
                                         {"width", of.width},
                                         {"heads", of.heads},
@@ -32,10 +33,10 @@ struct config {
         throw config_error("a width of " + std::to_string(of.width) + " does not divide into " +
                            std::to_string(of.heads) + " heads: choose a width that is a multiple of the heads");
     }
-    copipe::model<copipe::host_device> model;
-    model.add(embedding{of.vocabulary, of.context, of.width});
-    for (int i = 0; i < of.blocks; ++i) model.add(block{of.width, of.heads, of.blocks});
-    model.add(head{of.vocabulary, of.width});
+    copipe::model<Device> model;
+    model.add(basic_embedding<Device>{of.vocabulary, of.context, of.width});
+    for (int i = 0; i < of.blocks; ++i) model.add(basic_block<Device>{of.width, of.heads, of.blocks});
+    model.add(basic_head<Device>{of.vocabulary, of.width});
     return model;
 }
 

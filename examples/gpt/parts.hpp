@@ -30,18 +30,33 @@ template <class T>
     return value;
 }
 
-/// Enqueues `kernel(arguments...)` on the compute stream, tensors passed by their addresses.
-template <class Kernel, class... Arguments>
-void launch(context& c, Kernel* kernel, Arguments const&... arguments) {
-    c.stream.launch([kernel, ... values = argument(arguments)] { kernel(values...); });
+/// How a device runs what `Kernel`, a function of kernels.hpp, does on the CPU; a device brings a specialization.
+template <class Device>
+struct kernels_of;
+
+template <>
+struct kernels_of<copipe::host_device> {
+    template <auto Kernel, class... Arguments>
+    static void launch(context& c, Arguments const&... arguments) {
+        c.stream.launch([... values = argument(arguments)] { Kernel(values...); });
+    }
+    /// Floats of working memory that attention's backward needs.
+    [[nodiscard]] static auto scratch(attention_shape s) -> copipe::extents { return {s.time, s.time}; }
+};
+
+/// Enqueues `Kernel(arguments...)` on the compute stream, tensors passed by their addresses.
+template <auto Kernel, class Device, class... Arguments>
+void launch(copipe::context<Device>& c, Arguments const&... arguments) {
+    kernels_of<Device>::template launch<Kernel>(c, arguments...);
 }
 
 /// The number of rows of a tensor [batch, time, ...].
 [[nodiscard]] inline auto rows(tensor const& x) -> int { return static_cast<int>(x.size(0) * x.size(1)); }
 
 /// Enqueues b += a and returns b.
-inline auto added(context& c, tensor const& a, tensor b) -> tensor {
-    launch(c, residual_add, static_cast<std::ptrdiff_t>(b.count()), a, b, b);
+template <class Device>
+auto added(copipe::context<Device>& c, tensor const& a, tensor b) -> tensor {
+    launch<residual_add>(c, static_cast<std::ptrdiff_t>(b.count()), a, b, b);
     return b;
 }
 
@@ -57,20 +72,23 @@ struct linear {
         : weight{.name = name + ".weight", .sizes = {out, in}, .first = copipe::normal(deviation)},
           bias{.name = name + ".bias", .sizes = {out}, .first = copipe::constant(0)} {}
 
-    auto forward(context& c, tensor x, saved& s) const -> tensor {
+    template <class Device>
+    auto forward(copipe::context<Device>& c, tensor x, saved& s) const -> tensor {
         tensor y = c.make({x.size(0), x.size(1), weight.sizes[0]});
-        launch(c, linear_forward, shape(x), x, weight.value, bias.value, y);
+        launch<linear_forward>(c, shape(x), x, weight.value, bias.value, y);
         s.x = std::move(x);
         return y;
     }
-    auto backward_input(context& c, tensor dy, saved& s) const -> tensor {
+    template <class Device>
+    auto backward_input(copipe::context<Device>& c, tensor dy, saved& s) const -> tensor {
         tensor dx = c.make(s.x.sizes());
-        launch(c, linear_backward_input, shape(dy), dy, weight.value, dx);
+        launch<linear_backward_input>(c, shape(dy), dy, weight.value, dx);
         s.dy = std::move(dy);
         return dx;
     }
-    void backward_weight(context& c, saved& s) const {
-        launch(c, linear_backward_weight, shape(s.x), s.x, s.dy, weight.gradient, bias.gradient);
+    template <class Device>
+    void backward_weight(copipe::context<Device>& c, saved& s) const {
+        launch<linear_backward_weight>(c, shape(s.x), s.x, s.dy, weight.gradient, bias.gradient);
     }
 
 private:
@@ -91,22 +109,25 @@ struct norm {
         : gain{.name = name + ".gain", .sizes = {width}, .first = copipe::constant(1)},
           bias{.name = name + ".bias", .sizes = {width}, .first = copipe::constant(0)} {}
 
-    auto forward(context& c, tensor x, saved& s) const -> tensor {
+    template <class Device>
+    auto forward(copipe::context<Device>& c, tensor x, saved& s) const -> tensor {
         tensor y = c.make(x.sizes());
         s.mean = c.make({rows(x)});
         s.rstd = c.make({rows(x)});
-        launch(c, layer_norm_forward, shape(x), x, gain.value, bias.value, y, s.mean, s.rstd);
+        launch<layer_norm_forward>(c, shape(x), x, gain.value, bias.value, y, s.mean, s.rstd);
         s.x = std::move(x);
         return y;
     }
-    auto backward_input(context& c, tensor dy, saved& s) const -> tensor {
+    template <class Device>
+    auto backward_input(copipe::context<Device>& c, tensor dy, saved& s) const -> tensor {
         tensor dx = c.make(dy.sizes());
-        launch(c, layer_norm_backward_input, shape(dy), dy, s.x, gain.value, s.mean, s.rstd, dx);
+        launch<layer_norm_backward_input>(c, shape(dy), dy, s.x, gain.value, s.mean, s.rstd, dx);
         s.dy = std::move(dy);
         return dx;
     }
-    void backward_weight(context& c, saved& s) const {
-        launch(c, layer_norm_backward_weight, shape(s.x), s.dy, s.x, s.mean, s.rstd, gain.gradient, bias.gradient);
+    template <class Device>
+    void backward_weight(copipe::context<Device>& c, saved& s) const {
+        launch<layer_norm_backward_weight>(c, shape(s.x), s.dy, s.x, s.mean, s.rstd, gain.gradient, bias.gradient);
     }
 
 private:

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+// The layers of the GPT on a GPU: which kernel does there what a function of kernels.hpp does on the CPU.
+#pragma once
+
+#include "copipe/device/cuda.hpp"
+#include "gpt/cuda/kernels.hpp"
+#include "gpt/layers.hpp"
+
+#include <cstddef>
+
+namespace gpt {
+
+/// A kernel's name for errors, the kernel, and whether it multiplies matrices and so needs memory to work with.
+template <class Function>
+struct twin_kernel {
+    char const* name;
+    Function* function;
+    bool multiplies = false;
+};
+template <auto Kernel>
+inline constexpr auto twin = nullptr;
+template <>
+inline constexpr twin_kernel twin<linear_forward>{"linear_forward", on_gpu::linear_forward, true};
+template <>
+inline constexpr twin_kernel twin<linear_backward_input>{"linear_backward_input", on_gpu::linear_backward_input, true};
+template <>
+inline constexpr twin_kernel twin<linear_backward_weight>{"linear_backward_weight", on_gpu::linear_backward_weight,
+                                                          true};
+template <>
+inline constexpr twin_kernel twin<layer_norm_forward>{"layer_norm_forward", on_gpu::layer_norm_forward};
+template <>
+inline constexpr twin_kernel twin<layer_norm_backward_input>{"layer_norm_backward_input",
+                                                             on_gpu::layer_norm_backward_input};
+template <>
+inline constexpr twin_kernel twin<layer_norm_backward_weight>{"layer_norm_backward_weight",
+                                                              on_gpu::layer_norm_backward_weight};
+template <>
+inline constexpr twin_kernel twin<attention_forward>{"attention_forward", on_gpu::attention_forward, true};
+template <>
+inline constexpr twin_kernel twin<attention_backward>{"attention_backward", on_gpu::attention_backward, true};
+template <>
+inline constexpr twin_kernel twin<gelu_forward>{"gelu_forward", on_gpu::gelu_forward};
+template <>
+inline constexpr twin_kernel twin<gelu_backward>{"gelu_backward", on_gpu::gelu_backward};
+template <>
+inline constexpr twin_kernel twin<residual_add>{"residual_add", on_gpu::residual_add};
+template <>
+inline constexpr twin_kernel twin<embedding_forward>{"embedding_forward", on_gpu::embedding_forward};
+template <>
+inline constexpr twin_kernel twin<embedding_backward>{"embedding_backward", on_gpu::embedding_backward};
+template <>
+inline constexpr twin_kernel twin<mean_cross_entropy_forward>{"mean_cross_entropy_forward",
+                                                              on_gpu::mean_cross_entropy_forward};
+template <>
+inline constexpr twin_kernel twin<mean_cross_entropy_backward>{"mean_cross_entropy_backward",
+                                                               on_gpu::mean_cross_entropy_backward};
+
+/// What products compute with on GPUs. Process-wide; set it before the first product.
+[[nodiscard]] inline auto gpu_precision() -> precision& {
+    static precision chosen = precision::f32;
+    return chosen;
+}
+
+template <>
+struct kernels_of<copipe::cuda_device> {
+    static constexpr std::int64_t workspace_floats = std::int64_t{1} << 23; // 32 MiB, what cuBLAS advises for Hopper
+
+    template <auto Kernel, class... Arguments>
+    static void launch(copipe::context<copipe::cuda_device>& c, Arguments const&... arguments) {
+        tensor workspace;
+        if constexpr (twin<Kernel>.multiplies) workspace = c.make({workspace_floats});
+        c.stream.launch(twin<Kernel>.name, [&](cudaStream_t stream) {
+            gpu const on{stream, gpu_precision(), workspace.data<void>(), workspace.bytes()};
+            twin<Kernel>.function(on, argument(arguments)...);
+        });
+    }
+    [[nodiscard]] static auto scratch(attention_shape s) -> copipe::extents { return {s.heads, s.time, s.time}; }
+};
+
+static_assert(copipe::layer<basic_embedding<copipe::cuda_device>, copipe::cuda_device> &&
+              copipe::layer<basic_block<copipe::cuda_device>, copipe::cuda_device> &&
+              copipe::layer<basic_head<copipe::cuda_device>, copipe::cuda_device>);
+
+} // namespace gpt
