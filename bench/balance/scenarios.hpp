@@ -72,10 +72,9 @@ inline std::vector<scenario> changing(int ranks, int layers, int micro_batches, 
     return {slow, flapping, freezing, drifting, jittering, calm};
 }
 
-/// Nodes of eight devices, every other one of half the speed; layers that differ by a tenth.
+/// Nodes of eight devices, every other one of half the speed; layers alike.
 inline scenario two_types(int ranks, int layers, int micro_batches, int steps) {
     scenario made{"two device types 1:2", ranks, layers, micro_batches, steps};
-    made.load = [](int, int layer) { return 1 + 0.05 * std::clamp(normal(3, 0, layer), -2.0, 2.0); };
     made.slowness = [](int, int rank) { return rank / 8 % 2 == 1 ? 2.0 : 1.0; };
     return made;
 }

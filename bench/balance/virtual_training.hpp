@@ -1,21 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// A training run of the engine in virtual time, whose layers and devices behave as a scenario says, and whose layers a
-// balancer moves.
+// The trainer in virtual time, with layers and devices that behave as a scenario says.
 #pragma once
 
 #include "scenarios.hpp"
 
-#include "copipe/balance/balancer.hpp"
 #include "copipe/device/simulated.hpp"
-#include "copipe/pipeline/migration.hpp"
-#include "copipe/pipeline/rank_pipeline.hpp"
-#include "copipe/pipeline/rank_team.hpp"
 #include "copipe/schedule/one_f_one_b.hpp"
-#include "copipe/transport/in_process.hpp"
+#include "copipe/train/simulated_update.hpp"
+#include "copipe/train/trainer.hpp"
 
 #include <array>
-#include <deque>
-#include <optional>
+#include <functional>
+#include <memory>
 
 namespace bench {
 
@@ -23,39 +19,53 @@ using copipe::partition;
 using copipe::simulated_device;
 using copipe::tensor;
 
-/// Seconds: a pass of a layer at load 1, a probe, a layer on its way to another rank, an activation on its way.
-inline constexpr double pass_seconds = 1e-3, probe_seconds = 1e-3, layer_seconds = 40e-3, message_seconds = 40e-6;
+/// Seconds: a pass of a layer at load 1, a layer on its way to another rank.
+inline constexpr double pass_seconds = 1e-3, layer_seconds = 40e-3;
+inline constexpr double layer_bytes = 3e6; ///< with the optimizer's state; an activation has 4
 /// Relative standard deviation of the noise on each layer and on each device, drawn anew for each step.
 inline constexpr double layer_noise = 0.02, device_noise = 0.005;
 
-/// The step under way in a scenario.
-struct world {
+/// The step under way in a scenario: what each pass takes and how slow each device is, noise included.
+class world {
+public:
+    explicit world(scenario const& made) : of(&made) { begin(0); }
+    void begin(int next) {
+        step = next;
+        seconds.clear();
+        slowness.clear();
+        auto const noise = [&](std::uint64_t what, int which, double deviation) {
+            return 1 + deviation * std::clamp(normal(100 + what, step, which), -4.0, 4.0);
+        };
+        for (int layer = 0; layer < of->layers; ++layer) {
+            auto const cost = of->cost(step, layer);
+            seconds.push_back(pass_seconds * cost.forward * noise(0, layer, layer_noise));
+            seconds.push_back(pass_seconds * cost.backward_input * noise(1, layer, layer_noise));
+            seconds.push_back(pass_seconds * cost.backward_weight * noise(2, layer, layer_noise));
+        }
+        for (int rank = 0; rank < of->ranks; ++rank)
+            slowness.push_back(of->slowness(step, rank) * noise(3, rank, device_noise));
+    }
+
     scenario const* of;
     int step = 0;
-    [[nodiscard]] double noise(std::uint64_t what, int which, double deviation) const {
-        return 1 + deviation * std::clamp(normal(100 + what, step, which), -4.0, 4.0);
-    }
+    row<double> seconds;  ///< [layers x passes]
+    row<double> slowness; ///< [ranks]
 };
 
 /// Takes the time that its world says. Its parameter stands for all that moves with it.
 struct timed_layer {
     world const* in;
     int number;
-    copipe::parameter all{.name = "all", .sizes = {1000}};
+    copipe::parameter all{.name = "all", .sizes = {250'000}};
 
     struct saved {};
     auto parameters() -> std::array<copipe::parameter*, 1> { return {&all}; }
-    auto forward(copipe::context<simulated_device>& c, tensor, saved&) -> tensor {
-        return work(c, in->of->cost(in->step, number).forward, 0);
-    }
-    auto backward_input(copipe::context<simulated_device>& c, tensor, saved&) -> tensor {
-        return work(c, in->of->cost(in->step, number).backward_input, 1);
-    }
-    void backward_weight(copipe::context<simulated_device>& c, saved&) {
-        work(c, in->of->cost(in->step, number).backward_weight, 2);
-    }
-    auto work(copipe::context<simulated_device>& c, double units, std::uint64_t pass) const -> tensor {
-        if (units > 0) c.stream.launch(pass_seconds * units * in->noise(pass, number, layer_noise));
+    auto forward(copipe::context<simulated_device>& c, tensor, saved&) -> tensor { return work(c, 0); }
+    auto backward_input(copipe::context<simulated_device>& c, tensor, saved&) -> tensor { return work(c, 1); }
+    void backward_weight(copipe::context<simulated_device>& c, saved&) { work(c, 2); }
+    auto work(copipe::context<simulated_device>& c, int pass) const -> tensor {
+        double const seconds = in->seconds[3 * number + pass];
+        if (seconds > 0) c.stream.launch(seconds);
         return c.make({1});
     }
 };
@@ -70,110 +80,48 @@ struct nothing {
 
 /// What a run came to.
 struct outcome {
-    double seconds = 0;     ///< of all steps, and of moves unless they are free
+    double seconds = 0; ///< of all steps, and of moves unless they are free
     int moves = 0;
     double last_step = 0;   ///< seconds
     double utilisation = 0; ///< in the last step: time that ranks work over the time of the step, the mean of all ranks
 };
 
-/// The engine's spans on their way to a window; how long ranks worked.
-struct listener {
-    copipe::measurement_window* window;
-    double busy = 0;
-    void record(copipe::span const& each) noexcept {
-        if (each.kind <= copipe::span_kind::overlapped_backward) busy += each.seconds();
-    }
-    void record(copipe::layer_span const& each) noexcept {
-        auto const what = each.what.what == copipe::op::forward          ? copipe::pass::forward
-                          : each.what.what == copipe::op::backward_input ? copipe::pass::backward_input
-                                                                         : copipe::pass::backward_weight;
-        window->record(each.rank, each.layer, what, each.seconds());
-    }
-};
-
+/// Trains under a balancer. With `knows`, layers are before each step where that says, for free.
 template <copipe::balancer Balancer>
-class virtual_training {
-    using network = copipe::in_process<simulated_device>;
-    using endpoint = network::endpoint;
+outcome train(scenario const& of, partition start, Balancer decides,
+              std::function<partition(scenario const&, int step)> const& knows = {}) {
+    world now(of);
+    copipe::simulation clock;
+    copipe::model<simulated_device> layers;
+    for (int layer = 0; layer < of.layers; ++layer) layers.add(timed_layer{&now, layer});
+    auto const device = [&](int rank) {
+        return std::make_unique<simulated_device>(
+            clock, copipe::simulated_behaviour{.seconds_per_byte = layer_seconds / layer_bytes,
+                                               .stretch = [&now, rank](double, double seconds) {
+                                                   return seconds * now.slowness[rank];
+                                               }});
+    };
+    copipe::trainer<copipe::one_f_one_b, simulated_device, Balancer> trainer(
+        layers,
+        {.ranks = of.ranks, .micro_batches = of.micro_batches, .layers = start, .exec = &clock, .make_device = device},
+        {}, std::move(decides));
 
-public:
-    virtual_training(scenario const& of, Balancer& decide, partition start, bool free_moves)
-        : now_{&of}, decide_(decide), free_(free_moves), plan_(copipe::plan_step(copipe::one_f_one_b{}, {of.ranks, of.micro_batches})),
-          cut_(std::move(start)), window_(of.layers, plan_.where, of.micro_batches, window_steps), heard_{&window_},
-          net_(of.ranks), team_(of.ranks, clock_) {
-        for (int layer = 0; layer < of.layers; ++layer) layers_.add(timed_layer{&now_, layer});
-        for (int rank = 0; rank < of.ranks; ++rank) {
-            devices_.emplace_back(clock_, copipe::simulated_behaviour{
-                .seconds_per_byte = layer_seconds / 4000, .stretch = [this, rank](double, double seconds) {
-                    return seconds * now_.of->slowness(now_.step, rank) * now_.noise(3, rank, device_noise);
-                }});
-            ranks_.emplace_back(plan_, cut_, layers_, rank, devices_.back(), net_.connect(rank),
-                                copipe::pipeline_options{.listener = copipe::observer_ref{heard_}});
-            probes_.push_back(&devices_.back().open_stream("probe"));
+    outcome done;
+    for (int step = 0; step < of.steps; ++step) {
+        now.begin(step);
+        if (knows) {
+            auto const next = knows(of, step);
+            if (next != trainer.layers()) trainer.repartition(next);
         }
+        auto const report = trainer.step(nothing{});
+        done.last_step = report.seconds;
+        done.seconds += report.seconds + (report.moved ? report.moved->seconds : 0);
+        done.moves += report.moved.has_value();
+        double busy = 0;
+        for (auto const& rank : report.measured.ranks) busy += rank.busy;
+        done.utilisation = busy / report.seconds / of.ranks;
     }
-
-    outcome run() {
-        outcome done;
-        nothing const data;
-        copipe::batch const from{copipe::dataset_ref{data}};
-        for (; now_.step < now_.of->steps; ++now_.step) {
-            double const started = clock_.now();
-            heard_.busy = 0;
-            team_.run([&](int rank) {
-                return ranks_[static_cast<std::size_t>(rank)].run(from, true, decide_.check_every() > 0 ? copipe::timing::on : copipe::timing::off);
-            });
-            done.last_step = clock_.now() - started;
-            done.seconds += done.last_step;
-            done.utilisation = heard_.busy / done.last_step / now_.of->ranks;
-            if (decide_.check_every() == 0) continue;
-            for (int rank = 0; rank < now_.of->ranks; ++rank) window_.probe(rank, probe(rank));
-            window_.end_step(static_cast<std::uint64_t>(now_.step) + 1, done.last_step);
-            if ((now_.step + 1) % decide_.check_every() == 0) look(done);
-        }
-        return done;
-    }
-
-    static constexpr int window_steps = 10;
-
-private:
-    double probe(int rank) {
-        auto& on = *probes_[static_cast<std::size_t>(rank)];
-        on.launch(probe_seconds);
-        return on.record().time() - clock_.now();
-    }
-    void look(outcome& done) {
-        auto seen = free_ ? copipe::measurements{.step = static_cast<std::uint64_t>(now_.step) + 1} : window_.summary();
-        if (!seen) return;
-        seen->bytes.assign(static_cast<std::size_t>(now_.of->layers), 4000);
-        seen->bytes_per_second = 4000 / layer_seconds;
-        auto const to = decide_.propose(*seen, cut_);
-        if (!to) return;
-        double const started = clock_.now();
-        std::deque<copipe::migration<simulated_device, endpoint>> moves;
-        for (auto& each : ranks_) moves.emplace_back(each, layers_, cut_, *to);
-        team_.run([&](int rank) { return moves[static_cast<std::size_t>(rank)].transfer(); });
-        for (auto& each : moves) each.commit();
-        cut_ = *to;
-        window_.moved();
-        ++done.moves;
-        if (!free_) done.seconds += clock_.now() - started;
-    }
-
-    world now_;
-    Balancer& decide_;
-    bool free_;
-    copipe::step_plan plan_;
-    partition cut_;
-    copipe::measurement_window window_;
-    listener heard_;
-    copipe::simulation clock_;
-    copipe::model<simulated_device> layers_;
-    network net_;
-    copipe::rank_team team_;
-    std::deque<simulated_device> devices_;
-    std::deque<copipe::rank_pipeline<simulated_device, endpoint>> ranks_;
-    std::vector<copipe::simulated_stream*> probes_;
-};
+    return done;
+}
 
 } // namespace bench

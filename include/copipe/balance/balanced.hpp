@@ -15,7 +15,7 @@ namespace copipe {
 /// When `balanced` looks, and when it moves.
 struct balanced_options {
     int check_every = 100;  ///< steps
-    double slack = 0.02;    ///< of plans this near to the best, but not to the present, the one that moves least
+    double slack = 0.01;    ///< of plans this near to the best, but not to the present, the one that moves least
     double least_cost = 1;  ///< what a move is taken to cost at least, in steps
     int dwell = 200;        ///< a move within so many steps after another must pay twice what that had to, and so on
     double caution = 2;     ///< standard errors that are taken off a gain before it counts
