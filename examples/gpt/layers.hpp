@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A GPT as copipe layers, for any device that has its kernels: embedding, transformer blocks (one block is one layer,
-// the unit of a partition), and a head with the final layer norm, the tied output matrix and the loss. Every function enqueues kernels and
-// returns.
+// the unit of a partition), and a head with the final layer norm, the tied output matrix and the loss. Every function
+// enqueues kernels and returns.
 #pragma once
 
 #include "gpt/parts.hpp"
