@@ -2,6 +2,7 @@
 // A trainer whose policy is known at run time only: every policy is compiled in, and this is what they have in common.
 #pragma once
 
+#include "copipe/balance/balanced.hpp"
 #include "copipe/device/host.hpp"
 #include "copipe/schedule/dualpipe.hpp"
 #include "copipe/schedule/dualpipe_v.hpp"
@@ -15,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -39,6 +41,24 @@ auto with_policy(std::string_view name, Visit visit) {
     throw std::invalid_argument("there is no policy named " + std::string(name));
 }
 
+/// Moves layers as `balanced` does, or, if that is empty, not at all; remembers how fast the ranks were.
+struct chosen_balancer {
+    std::optional<copipe::balanced> moving{};
+    copipe::row<double> slowness{}; ///< by rank, 1 is the fastest; empty before anything was seen
+    copipe::decision last{};
+
+    auto propose(copipe::measurements const& seen, copipe::partition const& now) -> std::optional<copipe::partition> {
+        if (!moving) return {};
+        slowness = seen.slowness;
+        auto plan = moving->propose(seen, now);
+        last = moving->last_decision();
+        return plan;
+    }
+    [[nodiscard]] auto check_every() const -> int { return moving ? moving->check_every() : 0; }
+    [[nodiscard]] auto last_decision() const -> copipe::decision const& { return last; }
+};
+static_assert(copipe::balancer<chosen_balancer>);
+
 /// The part of copipe::trainer that this program uses; see there.
 class any_trainer {
 public:
@@ -55,6 +75,8 @@ public:
     [[nodiscard]] virtual auto values(std::string const& name) -> std::vector<float> = 0;
     [[nodiscard]] virtual auto parameters() const -> std::vector<copipe::parameter_group> const& = 0;
     [[nodiscard]] virtual auto steps_done() const -> std::uint64_t = 0;
+    [[nodiscard]] virtual auto layers() const -> copipe::partition const& = 0;
+    [[nodiscard]] virtual auto balancer() -> chosen_balancer const& = 0;
     [[nodiscard]] virtual auto spans() const -> copipe::recorder const& = 0;
     [[nodiscard]] virtual auto memory_in_use(int rank) const -> std::size_t = 0;
     [[nodiscard]] virtual auto peak_memory(int rank) const -> std::size_t = 0;
@@ -62,6 +84,7 @@ public:
 
 /// A trainer under the policy of that name. Throws what trainer's constructor throws.
 [[nodiscard]] auto make_trainer(std::string_view policy, copipe::model<host_device> const& model,
-                                copipe::trainer_options<host_device> options) -> std::unique_ptr<any_trainer>;
+                                copipe::trainer_options<host_device> options, chosen_balancer decides = {})
+    -> std::unique_ptr<any_trainer>;
 
 } // namespace gpt

@@ -15,6 +15,7 @@
 #include <deque>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace gpt {
@@ -41,7 +42,8 @@ public:
                          .step_seconds = report.seconds,
                          .tokens_per_second = tokens,
                          .gradient_norm = report.gradient_norm,
-                         .pipeline_bubble_ratio = report.measured.bubble_ratios()});
+                         .pipeline_bubble_ratio = report.measured.bubble_ratios(),
+                         .moved_to = report.moved ? report.moved->to.bounds() : std::vector<int>{}});
         line_.show({.step = number,
                     .steps = asked_.steps,
                     .loss = report.loss,
@@ -49,7 +51,19 @@ public:
                     .tokens_per_second = tokens,
                     .bubble_ratio = report.measured.mean_bubble_ratio()});
         if (!asked_.timeline.empty()) keep(spans);
+        if (report.moved) note(*report.moved, number);
     }
+
+    /// Prints what the balancer saw and decided, if that is new.
+    void note(chosen_balancer const& of) {
+        if (of.last.step == decided_at_) return;
+        decided_at_ = of.last.step;
+        std::string seen;
+        for (double const each : of.slowness) seen += (seen.empty() ? "" : ", ") + copipe::decimal(each, 2);
+        print("balance: ranks take " + seen + " times the fastest's time; " + of.last.text());
+    }
+
+    [[nodiscard]] auto moves() const -> std::size_t { return moved_.size(); }
 
     /// A line above the progress line.
     void print(std::string const& text) { line_.print(text); }
@@ -64,7 +78,7 @@ public:
         auto const steps = static_cast<double>(summary_.steps());
         return summary_.table(peaks) + '\n' + copipe::grouped(steps) + " steps in " + copipe::clock_time(seconds_) +
                ", " + copipe::grouped(steps * tokens_per_step(asked_) / seconds_) + " tokens/s; loss from " +
-               copipe::decimal(first_loss_, 4) + " to " + copipe::decimal(last_loss_, 4) + '\n';
+               copipe::decimal(first_loss_, 4) + " to " + copipe::decimal(last_loss_, 4) + '\n' + table_of_moves();
     }
 
     /// Throws file_error.
@@ -82,6 +96,30 @@ public:
 private:
     static constexpr std::size_t steps_kept = 5;
 
+    [[nodiscard]] static auto bounds(copipe::partition const& cut) -> std::string {
+        std::string text;
+        for (int stage = 0; stage < cut.stages(); ++stage)
+            text += (text.empty() ? "" : "+") + std::to_string(cut.last(stage) - cut.first(stage));
+        return text;
+    }
+
+    void note(copipe::move_report const& moved, std::uint64_t step) {
+        print("step " + std::to_string(step) + ": layers move, " + bounds(moved.from) + " -> " + bounds(moved.to) +
+              " per stage; predicted gain " + copipe::percent(moved.gain) + ", " + copipe::byte_count(moved.bytes) +
+              " in " + milliseconds(moved.seconds));
+        moved_.emplace_back(step, moved);
+        seconds_ += moved.seconds;
+    }
+    [[nodiscard]] auto table_of_moves() const -> std::string {
+        if (moved_.empty()) return "";
+        copipe::text_table rows;
+        rows.row({"layers moved", "per stage", "predicted gain", "bytes", "pause"});
+        for (auto const& [step, moved] : moved_)
+            rows.row({"before step " + std::to_string(step), bounds(moved.from) + " -> " + bounds(moved.to),
+                      copipe::percent(moved.gain), copipe::byte_count(moved.bytes), milliseconds(moved.seconds)});
+        return '\n' + rows.text();
+    }
+
     void keep(copipe::recorder const& spans) {
         if (kept_.size() == steps_kept) kept_.pop_front();
         spans.append_to(kept_.emplace_back());
@@ -92,6 +130,8 @@ private:
     copipe::progress line_{};
     copipe::run_summary summary_{};
     double first_loss_ = 0, last_loss_ = 0, seconds_ = 0;
+    std::vector<std::pair<std::uint64_t, copipe::move_report>> moved_{};
+    std::uint64_t decided_at_ = 0;
     std::deque<std::vector<copipe::span>> kept_{}; ///< of the last steps
 };
 

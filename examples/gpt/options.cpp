@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <iostream>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -55,6 +56,21 @@ std::string positive(std::string const& text) {
 std::string any_seed(std::string const& text) {
     std::uint64_t value = 0;
     return reads(text, value) ? "" : "must be a whole number from 0 to 2^64-1, not " + text;
+}
+
+std::string known_balancer(std::string const& text) {
+    return text == "static" || text == "balanced" ? "" : "there is no balancer " + text + "; choose static or balanced";
+}
+
+/// Reads `RANK=FACTOR@STEP`; nothing if it is not that.
+std::optional<slow_rank> read_slow(std::string const& text) {
+    auto const equals = text.find('='), at = text.find('@');
+    if (equals == std::string::npos || at == std::string::npos || at < equals) return {};
+    slow_rank found{};
+    bool const fits = reads(text.substr(0, equals), found.rank) &&
+                      reads(text.substr(equals + 1, at - equals - 1), found.factor) &&
+                      reads(text.substr(at + 1), found.step) && std::isfinite(found.factor);
+    return fits ? std::optional{found} : std::nullopt;
 }
 
 std::string known_policy(std::string const& text) {
@@ -119,6 +135,42 @@ void add_options(CLI::App& app, options& to) {
         ->capture_default_str();
     count(app, "--ranks", to.pipeline.ranks, 1, 1024, "at best one per core; always 1 with --policy sequential");
     count(app, "--micro-batches", to.pipeline.micro_batches, 1, 1'000'000, "micro-batches per step");
+    app.add_option("--layout", to.layout,
+                   "layers of each stage, as Megatron writes them: \"Ettt|t*5L\"\n"
+                   "(E embedding, t block, L head); default: as predicted best")
+        ->type_name("STRING");
+    app.add_option_function<std::string>(
+           "--balance", [&to](std::string const& name) { to.balanced = name == "balanced"; },
+           "static: layers stay; balanced: they move between ranks when\n"
+           "measurements say that a step becomes shorter")
+        ->check(CLI::Validator(known_balancer, ""))
+        ->type_name("NAME")
+        ->default_str("static");
+    count(app, "--balance-every", to.balance_every, 1, many, "steps between two looks at the measurements");
+    app.add_option_function<std::vector<std::string>>(
+           "--slow",
+           [&to](std::vector<std::string> const& all) {
+               for (auto const& each : all) to.slow.push_back(*read_slow(each));
+           },
+           "RANK=FACTOR@STEP: the rank really computes FACTOR times slower\n"
+           "from that step on; to be repeated for more")
+        ->check(CLI::Validator(
+            [](std::string const& text) {
+                return read_slow(text) ? std::string{} : "must be RANK=FACTOR@STEP, for instance 1=2@100, not " + text;
+            },
+            ""))
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+        ->type_name("TEXT");
+    app.add_option("--device", to.device, "cpu, cuda (GPUs), or auto: GPUs where there are any")
+        ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+        ->type_name("NAME")
+        ->capture_default_str();
+    app.add_option("--precision", to.precision, "of matrix products on GPUs: f32, or bf16 summed up in 32 bits")
+        ->check(CLI::IsMember({"f32", "bf16"}))
+        ->type_name("NAME")
+        ->capture_default_str();
+    count(app, "--ranks-per-gpu", to.ranks_per_gpu, 0, 1024,
+          "ranks that may share a GPU; 0: one, or with --device auto\nas many as must");
     app.add_flag("--compare", to.compare, "train a few steps under every policy instead, and print\na table");
 
     app.option_defaults()->group("Files");
@@ -168,7 +220,23 @@ void require_consistent(options const& asked) {
                                        {"--timeline", &asked.timeline}})
         if (asked.compare && !file->empty())
             throw usage_error(std::string("--compare writes no files and resumes nothing: leave ") + option + " out");
+    if (asked.compare && (asked.balanced || !asked.slow.empty() || !asked.layout.empty()))
+        throw usage_error("--compare tries each policy as predicted best: leave --layout, --balance and --slow out");
     require_own_files(asked);
+}
+
+/// Throws usage_error for ranks and steps that are not part of the run, and for factors below 1.
+void require_slow_ranks(options const& asked) {
+    for (slow_rank const& each : asked.slow) {
+        if (each.rank < 0 || each.rank >= asked.pipeline.ranks)
+            throw usage_error("--slow names rank " + std::to_string(each.rank) + ", but there are ranks 0 to " +
+                              std::to_string(asked.pipeline.ranks - 1));
+        if (each.factor < 1)
+            throw usage_error("--slow takes a factor of at least 1: no rank can be made faster");
+        if (each.step < 1 || each.step > asked.steps)
+            throw usage_error("--slow names step " + std::to_string(each.step) + ", but there are steps 1 to " +
+                              std::to_string(asked.steps));
+    }
 }
 
 } // namespace
@@ -190,6 +258,9 @@ auto parse(int count, char const* const* arguments) -> std::optional<options> {
     }
     require_consistent(found);
     if (found.policy == copipe::sequential::name && app.count("--ranks") == 0) found.pipeline.ranks = 1;
+    if (!found.balanced && app.count("--balance-every") != 0)
+        throw usage_error("--balance-every needs --balance balanced");
+    require_slow_ranks(found);
     return found;
 }
 

@@ -13,6 +13,13 @@
 
 namespace gpt {
 
+/// `rank` computes `factor` times slower from step `step` on, counted from 1.
+struct slow_rank {
+    int rank;
+    double factor;
+    std::uint64_t step;
+};
+
 /// The command line of train_gpt; the defaults are what it runs without one.
 struct options {
     std::string policy = "dualpipe_v";
@@ -29,6 +36,15 @@ struct options {
     std::string checkpoint{}, resume{}, timeline{}, log{}; ///< files; none if empty
     std::uint64_t checkpoint_every = 0;                    ///< steps; 0: at the end only
     bool compare = false;
+
+    std::string device = "auto";    ///< auto, cpu or cuda
+    std::string precision = "f32";  ///< of matrix products on GPUs: f32 or bf16
+    int ranks_per_gpu = 0;          ///< that may share one; 0: one if GPUs were asked for, else as many as must
+
+    std::string layout{};     ///< which layers form which stage; as predicted to be best if empty
+    bool balanced = false;    ///< layers move in mid-training
+    int balance_every = 100;  ///< steps between two looks at the measurements
+    std::vector<slow_rank> slow{};
 };
 
 /// How many bytes one step is trained on.

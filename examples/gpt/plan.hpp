@@ -23,7 +23,8 @@ namespace gpt {
 
 /// Measures the layers. The blocks are alike, so that the fastest of them tells most truly, on a machine that has other
 /// things to do, what each of them costs.
-[[nodiscard]] inline auto measured(copipe::model<host_device> const& model, micro_batches const& data)
+template <copipe::device Device>
+[[nodiscard]] auto measured(copipe::model<Device> const& model, micro_batches const& data)
     -> std::vector<copipe::layer_profile> {
     auto layers = copipe::profile_layers(model, data);
     std::span const blocks{layers.begin() + 1, layers.end() - 1};
@@ -117,10 +118,11 @@ struct run_plan {
     copipe::partition cut;
     copipe::forecast expected; ///< of the chunks of one step; seconds
 
-    run_plan(schedule of, std::vector<copipe::layer_profile> measured)
+    /// With the given partition, or a good one.
+    run_plan(schedule of, std::vector<copipe::layer_profile> measured, std::optional<copipe::partition> given = {})
         : order(std::move(of)),
           layers(std::move(measured)),
-          cut(best_partition(order, layers)),
+          cut(given ? *std::move(given) : best_partition(order, layers)),
           expected(predict(order, layers, cut)) {}
 
     [[nodiscard]] auto costs() const -> copipe::stage_costs { return {layers, cut, order.where}; }
@@ -142,6 +144,13 @@ struct run_plan {
     }
 };
 
+/// The partition that a layout string describes. Throws layout_error, partition_error.
+[[nodiscard]] inline auto partition_from(std::string const& layout, schedule const& of, int layers)
+    -> std::optional<copipe::partition> {
+    if (layout.empty()) return {};
+    return copipe::static_partition{layout}.start(layers, of.where.model_stages());
+}
+
 /// "embedding, blocks 1-3".
 [[nodiscard]] inline auto layer_names(int first, int last, int layers) -> std::string {
     std::string text = first == 0 ? "embedding" : "";
@@ -157,21 +166,36 @@ struct run_plan {
     return copipe::decimal(1e3 * seconds, 1) + " ms";
 }
 
+/// "embedding, blocks 1-3 | head": the layers of a rank's stages.
+[[nodiscard]] inline auto layers_of_rank(run_plan const& plan, copipe::partition const& cut, int rank) -> std::string {
+    std::string layers;
+    for (int const stage : plan.order.where.stages_of(rank)) {
+        int const part = plan.order.where.model_stage(stage);
+        layers += (layers.empty() ? "" : " | ") + layer_names(cut.first(part), cut.last(part), cut.layers());
+    }
+    return layers;
+}
+
+/// One line per rank, under another partition than the plan's.
+[[nodiscard]] inline auto describe_layers(run_plan const& plan, copipe::partition const& cut) -> std::string {
+    std::string lines;
+    for (int rank = 0; rank < plan.order.where.ranks; ++rank)
+        lines += std::to_string(rank) + ": " + layers_of_rank(plan, cut, rank) + '\n';
+    return lines;
+}
+
 /// A table of the ranks: their stages and layers, and what each should be busy and hold in memory.
 [[nodiscard]] inline auto describe(run_plan const& plan) -> std::string {
     copipe::text_table rows;
     rows.row({"rank: layers of its stages", "stages", "busy", "bubble", "memory"});
     for (int rank = 0; rank < plan.order.where.ranks; ++rank) {
-        std::string numbers, layers;
-        for (int const stage : plan.order.where.stages_of(rank)) {
-            int const part = plan.order.where.model_stage(stage);
+        std::string numbers;
+        for (int const stage : plan.order.where.stages_of(rank))
             numbers += (numbers.empty() ? "" : ", ") + std::to_string(stage);
-            layers += (layers.empty() ? "" : " | ") +
-                      layer_names(plan.cut.first(part), plan.cut.last(part), plan.cut.layers());
-        }
         auto const r = static_cast<std::size_t>(rank);
-        rows.row({std::to_string(rank) + ": " + layers, numbers, milliseconds(plan.expected.busy[r]),
-                  copipe::percent(plan.bubble_ratio(r)), copipe::byte_count(plan.memory(rank))});
+        rows.row({std::to_string(rank) + ": " + layers_of_rank(plan, plan.cut, rank), numbers,
+                  milliseconds(plan.expected.busy[r]), copipe::percent(plan.bubble_ratio(r)),
+                  copipe::byte_count(plan.memory(rank))});
     }
     return rows.text();
 }

@@ -3,12 +3,14 @@
 #include "copipe/train/interrupt.hpp"
 #include "copipe/train/learning_rate.hpp"
 #include "gpt/compare.hpp"
+#include "gpt/gpus.hpp"
 #include "gpt/journal.hpp"
 #include "gpt/options.hpp"
 #include "gpt/sampler.hpp"
 
 #include <algorithm>
 #include <csignal>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <filesystem>
@@ -48,6 +50,7 @@ auto trainer_options(gpt::options const& asked) -> copipe::trainer_options<host_
 /// What is trained, and on what.
 struct job {
     gpt::options asked;
+    gpt::place where;
     std::vector<path> data;
     gpt::corpus text;
     copipe::model<host_device> model;
@@ -56,6 +59,7 @@ struct job {
     /// Throws corpus_error and config_error.
     explicit job(gpt::options const& of)
         : asked(of),
+          where(gpt::choose_place(of)),
           data(of.data.empty() ? default_data() : of.data),
           text(data, {.context = of.model.context, .seed = of.seed}),
           model(gpt::make_model(of.model)),
@@ -72,7 +76,10 @@ struct job {
         std::cout << ": " << copipe::grouped(static_cast<double>(text.bytes().size())) << " bytes\nstep    "
                   << asked.pipeline.micro_batches << " micro-batches of " << asked.micro_batch_size << " x "
                   << size.context << " bytes, " << copipe::grouped(gpt::tokens_per_step(asked)) << " together"
-                  << std::endl;
+                  << "\ndevice  " << where.sentence << std::endl;
+    }
+    [[nodiscard]] auto measured() const -> std::vector<copipe::layer_profile> {
+        return where.gpus > 0 ? gpt::measured_on_gpu(asked, training) : gpt::measured(model, training);
     }
 };
 
@@ -93,7 +100,16 @@ public:
             if (!file.empty()) copipe::require_writable(file);
         copipe::trainer_options<host_device> options = trainer_options(asked_);
         options.layers = plan_.cut;
-        trainer_ = gpt::make_trainer(asked_.policy, of.model, std::move(options));
+        options.make_device = [this](int rank) {
+            auto made = std::make_unique<host_device>();
+            devices_.at(static_cast<std::size_t>(rank)) = made.get();
+            return made;
+        };
+        gpt::chosen_balancer decides;
+        if (asked_.balanced) decides.moving.emplace(copipe::balanced_options{.check_every = asked_.balance_every});
+        trainer_ = of.where.gpus > 0
+                       ? gpt::make_gpu_trainer(asked_, of.where.gpus, std::move(options), std::move(decides))
+                       : gpt::make_trainer(asked_.policy, of.model, std::move(options), std::move(decides));
         if (!asked_.resume.empty()) trainer_->load(asked_.resume);
         journal_.emplace(asked_);
     }
@@ -113,6 +129,8 @@ public:
     auto train() -> int {
         copipe::interrupt const asked_to_stop;
         std::uint64_t const before = trainer_->steps_done();
+        for (gpt::slow_rank const& each : asked_.slow)
+            if (each.step <= before + 1) slow_down(each);
         trainer_->fit(of_.training, copipe::steps{asked_.steps - std::min(before, asked_.steps)},
                       {.on_step = [this](copipe::step_report const& report) { note(report); },
                        .checkpoint = asked_.checkpoint,
@@ -127,6 +145,8 @@ public:
         std::vector<std::size_t> peaks;
         for (int rank = 0; rank < asked_.pipeline.ranks; ++rank) peaks.push_back(trainer_->peak_memory(rank));
         std::cout << '\n' << journal_->summary(peaks);
+        if (journal_->moves() > 0)
+            std::cout << "\nlayers of each rank at the end\n" << gpt::describe_layers(plan_, trainer_->layers());
         if (!asked_.timeline.empty()) std::cout << "timeline " << asked_.timeline << ", for https://ui.perfetto.dev\n";
         if (!asked_.checkpoint.empty()) std::cout << "checkpoint " << asked_.checkpoint << '\n';
         if (signal != 0) {
@@ -146,12 +166,22 @@ public:
 private:
     [[nodiscard]] static auto planned(job const& of) -> gpt::run_plan {
         auto order = gpt::schedule_of(of.asked.policy, of.asked.pipeline, of.layers());
-        return {std::move(order), gpt::measured(of.model, of.training)};
+        auto given = gpt::partition_from(of.asked.layout, order, of.layers());
+        return {std::move(order), of.measured(), std::move(given)};
+    }
+
+    void slow_down(gpt::slow_rank const& which) {
+        devices_[static_cast<std::size_t>(which.rank)]->slow_down(which.factor);
+        journal_->print("from step " + std::to_string(which.step) + " on rank " + std::to_string(which.rank) +
+                        " computes " + copipe::decimal(which.factor, 2) + " times slower");
     }
 
     void note(copipe::step_report const& report) {
         journal_->note(report, trainer_->spans());
+        journal_->note(trainer_->balancer());
         std::uint64_t const number = report.step + 1;
+        for (gpt::slow_rank const& each : asked_.slow)
+            if (each.step == number + 1) slow_down(each);
         bool const due = asked_.eval_every != 0 && number % asked_.eval_every == 0;
         if (!due) return;
         double const loss = trainer_->evaluate(of_.validation, 1);
@@ -161,6 +191,7 @@ private:
     job const& of_;
     gpt::options const& asked_;
     gpt::run_plan plan_;
+    std::vector<host_device*> devices_ = std::vector<host_device*>(static_cast<std::size_t>(asked_.pipeline.ranks));
     std::unique_ptr<gpt::any_trainer> trainer_{};
     std::optional<gpt::journal> journal_{};
 };

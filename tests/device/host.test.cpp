@@ -58,6 +58,28 @@ TEST_CASE("a device adds up the memory of its streams, and its peak can be reset
     CHECK(dev.memory_in_use() == 0);
 }
 
+TEST_CASE("a device that was slowed down takes as many times as long for its work, with the same results") {
+    for (auto const execution : {host_execution::worker_thread, host_execution::inline_}) {
+        host_device dev{execution};
+        auto& stream = dev.open_stream("s");
+        auto const seconds_of_work = [&] {
+            auto const start = stream.record(timing::on);
+            stream.launch([] { std::this_thread::sleep_for(4ms); });
+            auto const end = stream.record(timing::on);
+            stream.synchronize();
+            return end.time() - start.time();
+        };
+        CHECK(seconds_of_work() >= 4e-3);
+        dev.slow_down(5);
+        CHECK(seconds_of_work() >= 20e-3);
+        dev.slow_down(1);
+        CHECK(seconds_of_work() < 20e-3);
+        dev.slow_down(2);
+        stream.launch([] { throw std::runtime_error("as before"); });
+        CHECK_THROWS_AS(stream.synchronize(), std::runtime_error);
+    }
+}
+
 TEST_CASE("the clocks of two devices of one process are comparable") {
     host_device a, b;
     double const first = a.now();

@@ -207,6 +207,22 @@ TEST_CASE("what is wrong with the input is said in one line, with exit code 2, a
         {{"--log", "folder"}, "folder"},
         {{"--checkpoint-every", "5"}, "--checkpoint"},
         {{"--compare", "--checkpoint", "good"}, "--checkpoint"},
+        {{"--compare", "--balance", "balanced"}, "--balance"},
+        {{"--balance", "best"}, "best"},
+        {{"--balance", "balanced", "--balance-every", "0"}, "--balance-every"},
+        {{"--balance-every", "5"}, "--balance balanced"},
+        {{"--slow", "1"}, "RANK=FACTOR@STEP"},
+        {{"--slow", "1=2"}, "RANK=FACTOR@STEP"},
+        {{"--slow", "1=two@3"}, "1=two@3"},
+        {{"--slow", "1=nan@3"}, "1=nan@3"},
+        {{"--slow", "2=2@3"}, "ranks 0 to 1"},
+        {{"--slow", "-1=2@3"}, "ranks 0 to 1"},
+        {{"--slow", "1=0.5@3"}, "at least 1"},
+        {{"--slow", "0=2@3", "--slow", "1=2@0"}, "step 0"},
+        {{"--steps", "5", "--slow", "1=2@6"}, "steps 1 to 5"},
+        {{"--layout", "Ett|ttt"}, "L"},
+        {{"--layout", "Et|t*6|L", "--policy", "gpipe"}, "stages"},
+        {{"--layout", "Et|t*5L", "--policy", "gpipe"}, "layers"},
         {{"--resume", "good", "--log", "./good"}, "--log"},
         {{"--timeline", "good", "--checkpoint", "good"}, "--timeline"},
         {{"--data", "text", "--checkpoint", "text"}, "--data"},
@@ -283,6 +299,40 @@ TEST_CASE("the plan names every layer once per copy of its stage, and the end th
     CHECK(ended.err.find("step 1/1 | loss") != std::string::npos);
 }
 
+TEST_CASE("a layout string says which layers form which stage") {
+    workplace const here;
+    outcome const ended = here.run(under("gpipe", 2) + words{"--steps", "1", "--layout", "Et|t*6L"});
+    CHECK(ended.out.find("0: embedding, block 1 ") != std::string::npos);
+    CHECK(ended.out.find("1: blocks 2-7, head") != std::string::npos);
+}
+
+TEST_CASE("layers leave a rank that has become slow, it is said why, and the losses are the same bits") {
+    workplace const here;
+    words const steps{"--steps", "60", "--width", "32"};
+    for (std::string const policy : {"one_f_one_b", "dualpipe_v", "dualpipe"}) {
+        INFO(policy);
+        auto const pipeline = under(policy, 2) + steps;
+        auto const reference = here.losses(pipeline);
+        outcome const ended = here.run(pipeline + words{"--balance", "balanced", "--balance-every", "10", "--slow",
+                                                        "1=6@11", "--log", "log", "--timeline", "timeline"});
+        INFO(ended.out << ended.err);
+        REQUIRE(ended.code == 0);
+        auto const losses = here.logged("log");
+        REQUIRE(losses.size() == reference.size());
+        for (std::size_t i = 0; i < losses.size(); ++i) // dualpipe adds up in an order that depends on the stages
+            CHECK(std::abs(losses[i] - reference[i]) <= (policy == "dualpipe" ? 1e-5 * reference[i] : 0));
+        std::string const said = ended.out + ended.err;
+        CHECK(said.find("rank 1 computes 6.00 times slower") != std::string::npos);
+        CHECK(said.find("balance: ranks take") != std::string::npos);
+        if (policy == "dualpipe") continue; // both ranks run all layers, there is nothing to win
+        CHECK(said.find("layers move") != std::string::npos);
+        CHECK(said.find("predicted gain") != std::string::npos);
+        CHECK(said.find("layers of each rank at the end") != std::string::npos);
+        std::string const log = contents(here / "log");
+        CHECK(log.find("moved_to") != std::string::npos);
+    }
+}
+
 TEST_CASE("the option --help names every option and ends well") {
     workplace const here;
     outcome const ended = here.run({"--help"});
@@ -290,6 +340,7 @@ TEST_CASE("the option --help names every option and ends well") {
     CHECK(ended.err.empty());
     for (std::string const option : {"policy", "ranks", "micro-batches", "micro-batch-size", "layers", "width", "heads",
                                      "context", "steps", "learning-rate", "seed", "data", "eval-every", "checkpoint",
-                                     "resume", "timeline", "log", "sample", "compare"})
+                                     "resume", "timeline", "log", "sample", "compare", "layout", "balance",
+                                     "balance-every", "slow"})
         CHECK(ended.out.find("--" + option + ' ') != std::string::npos);
 }

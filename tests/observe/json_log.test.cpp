@@ -44,6 +44,12 @@ TEST_CASE("names are escaped so that JSON reads them back") {
     CHECK(nlohmann::json::parse(text) == every);
 }
 
+TEST_CASE("the partition is logged on steps before which layers moved, and only there") {
+    CHECK_FALSE(nlohmann::json::parse(json_text({.step = 1})).contains("moved_to"));
+    auto const moved = nlohmann::json::parse(json_text({.step = 2, .moved_to = {0, 3, 10}}));
+    CHECK(moved.at("moved_to") == std::vector<int>{0, 3, 10});
+}
+
 TEST_CASE("each line can be read as soon as it is written") {
     temporary_folder const folder;
     json_log log{folder / "log", log_start::empty};

@@ -5,6 +5,7 @@
 
 #include "copipe/device/host_stream.hpp"
 
+#include <atomic>
 #include <cstddef>
 #include <deque>
 #include <string_view>
@@ -33,17 +34,21 @@ public:
     }
 
     [[nodiscard]] auto open_stream(std::string_view) -> host_stream& {
-        return streams_.emplace_back(ledger_, execution_);
+        return streams_.emplace_back(ledger_, execution_, &slowness_);
     }
     [[nodiscard]] auto open_link(int) -> host_stream& { return open_stream("link"); }
     [[nodiscard]] auto now() const noexcept -> double { return host_seconds(); }
     [[nodiscard]] auto memory_in_use() const noexcept -> std::size_t { return ledger_.in_use; }
     [[nodiscard]] auto peak_memory() const noexcept -> std::size_t { return ledger_.peak; }
     void reset_peak_memory() noexcept { ledger_.peak = ledger_.in_use; }
+    /// From now on all work takes `factor` times as long, at least 1: for trying out what a slow rank does to the
+    /// others. From any thread.
+    void slow_down(double factor) noexcept { slowness_.store(factor, std::memory_order_relaxed); }
 
 private:
     host_execution execution_ = host_execution::worker_thread;
     memory_ledger ledger_{};
+    std::atomic<double> slowness_{1};
     std::deque<host_stream> streams_{};
 };
 

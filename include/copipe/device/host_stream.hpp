@@ -97,7 +97,9 @@ class host_stream {
 public:
     using event = host_event;
 
-    host_stream(memory_ledger& ledger, host_execution execution) : memory_(ledger) {
+    /// With `slowness`, which outlives the stream, launches take so many times as long; below 1 as long as they do.
+    host_stream(memory_ledger& ledger, host_execution execution, std::atomic<double> const* slowness = nullptr)
+        : memory_(ledger), slowness_(slowness) {
         if (execution == host_execution::worker_thread) {
             queue_ = std::make_unique<queue>();
             worker_ = std::thread([this] { work(); });
@@ -118,7 +120,7 @@ public:
         enqueue([this, f]() mutable noexcept {
             if (failed_at_.load(std::memory_order_relaxed) != never) return;
             try {
-                f();
+                at_speed(f);
             } catch (...) {
                 failure_ = std::current_exception();
                 failed_at_.store(completed_.load(std::memory_order_relaxed) + 1, std::memory_order_release);
@@ -167,6 +169,17 @@ private:
         alignas(16) std::array<std::byte, 240> callable;
     };
     using queue = std::array<slot, capacity>;
+
+    /// Runs a launch, and goes on computing for as long as a slower device would.
+    template <class F>
+    void at_speed(F& f) {
+        double const factor = slowness_ ? slowness_->load(std::memory_order_relaxed) : 1;
+        double const start = factor > 1 ? host_seconds() : 0;
+        f();
+        if (factor <= 1) return;
+        double const end = start + factor * (host_seconds() - start);
+        while (host_seconds() < end) {}
+    }
 
     template <class F>
     void enqueue(F f) {
@@ -235,6 +248,7 @@ private:
     };
 
     host_memory memory_;
+    std::atomic<double> const* slowness_;
     std::unique_ptr<queue> queue_{};
     std::uint64_t launched_ = 0;
     std::atomic<std::uint64_t> enqueued_{0};

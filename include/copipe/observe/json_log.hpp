@@ -26,6 +26,7 @@ struct step_record {
     double tokens_per_second = 0;
     double gradient_norm = 0;
     std::vector<double> pipeline_bubble_ratio{}; ///< per rank
+    std::vector<int> moved_to{}; ///< the partition's bounds, if layers moved just before the step; else left out
 };
 
 /// One line, without its end.
@@ -44,7 +45,14 @@ struct step_record {
         if (&ratio != &record.pipeline_bubble_ratio.front()) line += ',';
         append_json(line, ratio);
     }
-    return line += "]}";
+    line += ']';
+    if (!record.moved_to.empty()) {
+        line += ",\"moved_to\":[";
+        for (int const& bound : record.moved_to)
+            line += (&bound == &record.moved_to.front() ? "" : ",") + std::to_string(bound);
+        line += ']';
+    }
+    return line += '}';
 }
 
 /// Whether a log starts anew or goes on where an interrupted run has left it.
