@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Builds and runs every benchmark and prints one table each: the programs of bench/, compile times, lines of code.
-#   bench/run.sh [options of Google Benchmark, such as --benchmark_filter=engine]
+#   bench/run.sh [options of Google Benchmark, such as --benchmark_filter=engine; then without bench/balance]
 set -euo pipefail
 # shellcheck source=../cmake/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
@@ -24,6 +24,10 @@ for program in "$build"/bench/bench_*; do
     printf '\n%s\n' "${program##*/bench_}"
     OPENBLAS_NUM_THREADS=1 "$program" --benchmark_counters_tabular=true "$@"
 done
+if (($# == 0)); then
+    printf '\npipelines that fall out of balance, in virtual time: time over that of an oracle (4 minutes)\n'
+    "$build"/bench/balance
+fi
 printf '\ncompile time of a file that includes one header (processor time, g++ -O2, median of 5)\n'
 bench/compile_time.sh || true
 printf '\nlines of code\n'

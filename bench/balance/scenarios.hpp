@@ -33,7 +33,7 @@ struct scenario {
 };
 
 inline double normal(std::uint64_t key, int step, int which) {
-    return copipe::counter_random{key, 0}.normal(static_cast<std::uint64_t>(step) * 4096 + static_cast<unsigned>(which));
+    return copipe::counter_random{key, static_cast<std::uint64_t>(step)}.normal(static_cast<std::uint64_t>(which));
 }
 
 /// What changes in a run, in parts of its length, so that long and short runs tell the same story.
@@ -56,15 +56,13 @@ inline std::vector<scenario> changing(int ranks, int layers, int micro_batches, 
     auto freezing = named("three layers more frozen every 100 steps");
     freezing.frozen = [=](int step, int layer) { return layer < 3 * (step / 100); };
     auto drifting = named("expert load drifts");
-    auto walks = std::make_shared<std::vector<std::vector<double>>>(1, std::vector<double>(static_cast<std::size_t>(layers), 1.0));
+    auto walks = std::make_shared<row<row<double>>>(1, row<double>(layers, 1.0));
     for (int step = 1; step < steps; ++step) {
         walks->push_back(walks->back());
         for (int layer = 1; layer < layers; layer += 2)
-            walks->back()[static_cast<std::size_t>(layer)] *= std::exp(0.015 * normal(1, step, layer));
+            walks->back()[layer] *= std::exp(0.015 * normal(1, step, layer));
     }
-    drifting.load = [walks](int step, int layer) {
-        return (*walks)[static_cast<std::size_t>(step)][static_cast<std::size_t>(layer)];
-    };
+    drifting.load = [walks](int step, int layer) { return (*walks)[step][layer]; };
     auto jittering = named("expert load jitters by 20 %");
     jittering.load = [](int step, int layer) {
         return layer % 2 == 1 ? std::max(0.3, 1 + 0.2 * normal(2, step, layer)) : 1.0;

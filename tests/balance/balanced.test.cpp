@@ -119,8 +119,9 @@ auto const equal = [](int, int) { return 1.0; };
 TEST_CASE("layers move to the best partition of all there are, on every placement") {
     std::mt19937_64 random(5);
     for (int round = 0; round < 60; ++round) {
-        placement const where = std::array{placement::single(2), placement::loop(2, 2), placement::v(2),
-                                           placement::bidirectional(4), placement::single(4)}[round % 5];
+        row<placement> const ways{placement::single(2), placement::loop(2, 2), placement::v(2),
+                                  placement::bidirectional(4), placement::single(4)};
+        placement const where = ways[round % 5];
         int const layers = 4 + static_cast<int>(random() % 5);
         world const w{where, layers, 8, steady(any_costs(random, layers, 0.1, 2)),
                       steady(any_costs(random, where.ranks, 1, 3))};
@@ -259,9 +260,9 @@ TEST_CASE("expert loads that jitter from step to step cost less than 1 % of what
                                            : 1;
                       }};
         balanced decide{{.check_every = 10}};
-        balanced never{{.check_every = 1'000'000}};
+        balanced still{{.check_every = 1'000'000}};
         auto const start = partition::even(64, 8);
-        double const stayed = train(w, never, start, 3000).seconds;
+        double const stayed = train(w, still, start, 3000).seconds;
         auto const done = train(w, decide, start, 3000);
         INFO("seed " << seed << ", moves " << done.moves.size());
         CHECK(done.seconds <= 1.01 * stayed);
@@ -275,8 +276,8 @@ TEST_CASE("a rank that throttles and recovers again and again makes layers move 
                 }};
         w.pause = 2 * w.seconds(0, partition::even(64, 8));
         balanced decide{{.check_every = 10}};
-        balanced never{{.check_every = 1'000'000}};
-        double const stayed = train(w, never, partition::even(64, 8), 3000).seconds;
+        balanced still{{.check_every = 1'000'000}};
+        double const stayed = train(w, still, partition::even(64, 8), 3000).seconds;
         auto const done = train(w, decide, partition::even(64, 8), 3000);
         INFO("period " << period << ", moves " << done.moves.size() << ", " << done.seconds / stayed);
         CHECK(done.seconds < stayed);

@@ -94,10 +94,10 @@ struct decision {
 
 /// Plans with solve_partition from what is measured, and moves when the plan would have saved, since it has been
 /// better, what moving costs (ski rental): for one change of costs, at most the cost of one move is lost against
-/// knowing the future, besides what passes until the change can be measured. Savings are predicted from measurements that the
-/// plan was not fitted to, less what may be noise; while the plan would be worse they are used up again. So neither
-/// noise nor a device that throttles and recovers too often makes layers move. Throws partition_problem_error where
-/// the measurements contradict themselves.
+/// knowing the future, besides what passes until the change can be measured. Savings are predicted from measurements
+/// that the plan was not fitted to, less what may be noise; while the plan would be worse they are used up again. So
+/// neither noise nor a device that throttles and recovers too often makes layers move. Throws partition_problem_error
+/// where the measurements contradict themselves.
 class balanced {
 public:
     explicit balanced(balanced_options options = {}) : options_(options) {}
