@@ -8,6 +8,7 @@
 #include "copipe/observe/atomic_file.hpp"
 #include "copipe/observe/recorder.hpp"
 #include "copipe/observe/summary.hpp"
+#include "copipe/pipeline/exchange_order.hpp"
 #include "copipe/pipeline/gradient_reduction.hpp"
 #include "copipe/pipeline/migration.hpp"
 #include "copipe/pipeline/rank_pipeline.hpp"
@@ -20,9 +21,12 @@
 #include "copipe/train/learning_rate.hpp"
 #include "copipe/train/safetensors_writer.hpp"
 #include "copipe/transport/in_process.hpp"
+#include "copipe/transport/launch.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -51,6 +55,7 @@ struct trainer_options {
     rank_threads threads = rank_threads::one_each;
     executor* exec = nullptr; ///< if there is one, all ranks run on it and the calling thread: a simulation, for instance
     observer_ref listener{};  ///< told of every span, besides the trainer's own measurement
+    launch process{};         ///< if the job has several processes, each runs the rank of its number
     /// Every so many steps each layer is timed; 0: in ten steps between two questions to the balancer, if it is asked.
     std::uint64_t measure_every = 0;
     std::function<std::unique_ptr<Device>(int rank)> make_device = [](int) { return std::make_unique<Device>(); };
@@ -108,7 +113,10 @@ struct fit_options {
     std::stop_token stop{};             ///< finishes the step under way, saves, and returns
 };
 
-/// Trains a model as a pipeline of ranks in this process.
+/// Trains a model as a pipeline of ranks: threads of this process, or, with a transport between processes such as
+/// `tcp` and a `process` of several, one rank here and the others elsewhere. Then all processes make the same trainer
+/// and the same calls; loss, norm and values come to the same on all, and rank 0 writes the checkpoints, which all must
+/// be able to read.
 ///
 /// All ranks' losses, gradients and updates are those of plain training on one device, whatever the policy and the
 /// number of ranks. A step that throws leaves the parameters untouched, and the next one can run. For one thread at a
@@ -132,10 +140,12 @@ public:
           cut_(first_cut(static_cast<int>(layers.size()))),
           groups_(parameter_groups(layers, cut_, plan_.where)),
           spans_(options_.ranks),
-          transport_(options_.ranks),
-          team_(options_.exec ? rank_team{options_.ranks, *options_.exec}
-                              : rank_team{options_.ranks, options_.threads}) {
-        for (int rank = 0; rank < options_.ranks; ++rank) {
+          transport_(make_transport()),
+          team_(options_.exec ? rank_team{local_ranks(), *options_.exec}
+                              : rank_team{local_ranks(), options_.threads}) {
+        if constexpr (requires(endpoint& e) { e.follow(std::span<exchange_order const>{}); })
+            orders_ = orders_of(plan_);
+        for (int rank = first_rank(); rank < first_rank() + local_ranks(); ++rank) {
             members_.emplace_back(*this, layers, rank);
             for (parameter_group const& group : groups_) {
                 for (parameter_use const& use : group.uses) {
@@ -183,11 +193,9 @@ public:
         for (std::uint64_t b = 0; b < batches; ++b) {
             batch const next{from, first + b * micro_batches};
             spans_.clear();
-            run([&](member& each) { return each.pipeline.run(next, false); });
+            run([&](member& each) { return forward(each, next); });
             double loss = 0;
-            for (std::size_t m = 0; m < micro_batches; ++m) {
-                for (member& each : members_) loss += each.pipeline.losses()[m];
-            }
+            for (std::size_t m = 0; m < micro_batches; ++m) loss += members_.front().totals[m];
             mean += weight(next.first, micro_batches) / all * loss;
         }
         return mean;
@@ -196,9 +204,10 @@ public:
     /// Trains for a number of steps; returns how many were done (fewer when stopped).
     template <dataset Data>
     auto fit(Data const& data, steps until, fit_options const& options = {}) -> std::uint64_t {
-        if (!options.checkpoint.empty()) require_writable(options.checkpoint); // now, not after hours
+        if (!options.checkpoint.empty() && first_rank() == 0)
+            require_writable(options.checkpoint); // now, not after hours
         std::uint64_t done = 0;
-        while (done < until.count && !options.stop.stop_requested()) {
+        while (done < until.count && !is_stopped(options.stop)) {
             step_report const report = step(data);
             ++done;
             if (options.on_step) options.on_step(report);
@@ -219,19 +228,20 @@ public:
     /// all. Throws file_error.
     void save(std::string const& file) {
         std::vector<tensor_entry> entries;
-        for_each_state([&](std::string const& name, tensor const& held, auto const&) {
-            entries.push_back({.name = name,
-                               .dtype = std::string(name_of(held.type())),
-                               .shape = {held.sizes().begin(), held.sizes().end()}});
+        for_each_state([&](stored const& each) {
+            entries.push_back({.name = each.name,
+                               .dtype = std::string(name_of(dtype::f32)),
+                               .shape = {each.sizes.begin(), each.sizes.end()}});
         });
-        safetensors_writer writer{file, std::move(entries), training_position{step_, position_}.metadata()};
+        std::optional<safetensors_writer> writer;
+        if (first_rank() == 0)
+            writer.emplace(file, std::move(entries), training_position{step_, position_}.metadata());
         std::vector<float> values;
-        for_each_state([&](std::string const& name, tensor const& held, auto const& copies) {
-            values.resize(held.count());
-            download(*copies.front().first, held, values);
-            writer.write(name, std::as_bytes(std::span{values}));
+        for_each_state([&](stored const& each) {
+            fetch(each, values, 0);
+            if (writer) writer->write(each.name, std::as_bytes(std::span{values}));
         });
-        writer.commit();
+        if (writer) writer->commit();
     }
 
     /// Continues from a file that save() wrote at any number of ranks and under any policy. Throws file_error,
@@ -241,8 +251,8 @@ public:
         safetensors_reader const reader{file};
         training_position const where = training_position::in(reader);
         std::size_t known = 0;
-        for_each_state([&](std::string const& name, tensor const& held, auto const&) {
-            static_cast<void>(require_tensor(reader, name, held.sizes()));
+        for_each_state([&](stored const& each) {
+            static_cast<void>(require_tensor(reader, each.name, each.sizes));
             ++known;
         });
         if (known != reader.entries().size()) {
@@ -250,12 +260,15 @@ public:
                                              std::to_string(known) + ": it belongs to another model");
         }
         std::vector<float> values;
-        for_each_state([&](std::string const& name, tensor const& held, auto const& copies) {
-            values.resize(held.count());
-            reader.read(reader.at(name), std::as_writable_bytes(std::span{values}));
-            for (auto const& [owner, copy] : copies) {
-                owner->pipeline.compute_stream().copy(copy.data(), values.data(), copy.bytes());
-                owner->pipeline.compute_stream().synchronize();
+        for_each_state([&](stored const& each) {
+            values.resize(static_cast<std::size_t>(each.sizes.count()));
+            reader.read(reader.at(each.name), std::as_writable_bytes(std::span{values}));
+            for (parameter_use const& use : each.group->uses) {
+                if (!is_here(use.rank)) continue;
+                tensor const copy = held(use, each.state);
+                auto& stream = member_of(use.rank).pipeline.compute_stream();
+                stream.copy(copy.data(), values.data(), copy.bytes());
+                stream.synchronize();
             }
         });
         step_ = where.step;
@@ -269,7 +282,9 @@ public:
         double const started = now();
         std::deque<migration<Device, endpoint>> moves;
         for (member& each : members_) moves.emplace_back(each.pipeline, model_, cut_, next);
-        run([&](member& each) { return moves[static_cast<std::size_t>(each.pipeline.rank())].transfer(); });
+        run([&](member& each) {
+            return moves[static_cast<std::size_t>(each.pipeline.rank() - first_rank())].transfer();
+        });
         std::size_t bytes = 0, most = 0;
         for (auto& each : moves) {
             each.commit();
@@ -289,9 +304,8 @@ public:
     [[nodiscard]] auto values(std::string const& name) -> std::vector<float> {
         for (parameter_group const& group : groups_) {
             if (group.name != name) continue;
-            member& owner = member_of(group.uses.front());
-            std::vector<float> to(owner.reduction.local(group.uses.front()).count());
-            download(owner, owner.reduction.local(group.uses.front()).value, to);
+            std::vector<float> to;
+            fetch(stored{name, sizes_of(group), &group, 0}, to, everyone);
             return to;
         }
         throw model_error("the model has no parameter named " + name);
@@ -309,16 +323,17 @@ public:
     /// What the ranks reported of the last step or evaluation.
     [[nodiscard]] auto spans() const noexcept -> recorder const& { return spans_; }
     /// Bytes of a rank's device memory: in use between steps (parameters, gradients, optimizer state), and the highest
-    /// so far.
+    /// so far; 0 for a rank of another process.
     [[nodiscard]] auto memory_in_use(int rank) const -> std::size_t {
-        return members_.at(static_cast<std::size_t>(rank)).dev->memory_in_use();
+        return is_here(rank) ? members_.at(static_cast<std::size_t>(rank - first_rank())).dev->memory_in_use() : 0;
     }
     [[nodiscard]] auto peak_memory(int rank) const -> std::size_t {
-        return members_.at(static_cast<std::size_t>(rank)).dev->peak_memory();
+        return is_here(rank) ? members_.at(static_cast<std::size_t>(rank - first_rank())).dev->peak_memory() : 0;
     }
 
 private:
     using endpoint = typename Transport<Device>::endpoint;
+    using talking = std::vector<std::pair<int, int>>;
 
     /// Passes spans to the trainer's own recorder and to the user's listener.
     struct relay {
@@ -347,11 +362,54 @@ private:
             : dev(all.options_.make_device(rank)),
               heard{&all.spans_, all.options_.listener, layer_times{layers.size()}},
               pipeline(
-                  all.plan_, all.cut_, layers, rank, *dev, all.transport_.connect(rank),
+                  all.plan_, all.cut_, layers, rank, *dev, all.connect(rank, *dev),
                   {.lookahead = all.options_.lookahead, .seed = all.options_.seed, .listener = observer_ref{heard}}),
               reduction(pipeline, all.groups_),
               totals(static_cast<std::size_t>(all.plan_.micro_batches) + all.groups_.size()) {}
     };
+
+    /// The ranks of this process.
+    [[nodiscard]] auto first_rank() const noexcept -> int { return options_.process.rank; }
+    [[nodiscard]] auto local_ranks() const noexcept -> int { return options_.process.size > 1 ? 1 : options_.ranks; }
+    [[nodiscard]] auto is_here(int rank) const noexcept -> bool {
+        return first_rank() <= rank && rank < first_rank() + local_ranks();
+    }
+
+    [[nodiscard]] auto make_transport() const -> Transport<Device> {
+        int const processes = options_.process.size;
+        constexpr bool by_launch = !std::constructible_from<Transport<Device>, int> &&
+                                   !std::constructible_from<Transport<Device>, int, talking>;
+        if (!by_launch && processes > 1)
+            throw launch_error("this is one of " + std::to_string(processes) +
+                               " processes, but the trainer's transport connects threads: take tcp, or "
+                               "nccl_processes, or start one process");
+        if (by_launch && processes != options_.ranks)
+            throw launch_error("the pipeline has " + std::to_string(options_.ranks) + " ranks, the job " +
+                               std::to_string(processes) + " processes: start one process per rank");
+        if (processes > 1 && balancer_.check_every() > 0)
+            throw launch_error("a balancer needs all ranks in one process: it measures them all");
+        if constexpr (std::constructible_from<Transport<Device>, int>)
+            return Transport<Device>(options_.ranks);
+        else if constexpr (std::constructible_from<Transport<Device>, int, talking>)
+            return Transport<Device>(options_.ranks, talking_pairs(plan_.where, groups_));
+        else if constexpr (std::constructible_from<Transport<Device>, launch, talking>)
+            return Transport<Device>(options_.process, talking_pairs(plan_.where, groups_));
+        else
+            return Transport<Device>(options_.process);
+    }
+    [[nodiscard]] auto connect(int rank, [[maybe_unused]] Device& dev) -> endpoint {
+        if constexpr (requires { transport_.connect(rank, dev); })
+            return transport_.connect(rank, dev);
+        else
+            return transport_.connect(rank);
+    }
+    /// Tells a transport that asks for it in which order this rank and its neighbours exchange a step's messages.
+    void announce([[maybe_unused]] member& own, [[maybe_unused]] bool training) {
+        if constexpr (requires { own.pipeline.endpoint().follow(std::span<exchange_order const>{}); }) {
+            step_orders const& order = orders_[static_cast<std::size_t>(own.pipeline.rank())];
+            own.pipeline.endpoint().follow(training ? order.training : order.evaluation);
+        }
+    }
 
     [[nodiscard]] auto first_cut(int layers) const -> partition {
         int const stages = plan_.where.model_stages();
@@ -434,8 +492,8 @@ private:
         for (member const& each : members_) tell(each, span_kind::move, wait_reason::none, start, end);
     }
 
-    [[nodiscard]] auto member_of(parameter_use const& use) -> member& {
-        return members_[static_cast<std::size_t>(use.rank)];
+    [[nodiscard]] auto member_of(int rank) -> member& {
+        return members_[static_cast<std::size_t>(rank - first_rank())];
     }
 
     void give_state(member& owner, parameter_use const& use) {
@@ -452,9 +510,9 @@ private:
     template <class Make>
     void run(Make make) {
         try {
-            team_.run([&](int rank) { return make(members_[static_cast<std::size_t>(rank)]); });
+            team_.run([&](int number) { return make(members_[static_cast<std::size_t>(number)]); });
         } catch (...) {
-            team_.run([&](int rank) { return recover(members_[static_cast<std::size_t>(rank)]); });
+            team_.run([&](int number) { return recover(members_[static_cast<std::size_t>(number)]); });
             throw;
         }
     }
@@ -467,6 +525,7 @@ private:
     auto train(member& own, batch const& from, step_report const& asked, step_report& report, timing layers)
         -> task<> {
         if (layers == timing::on) own.heard.layers.clear();
+        announce(own, true);
         co_await own.pipeline.run(from, true, layers);
         double const ended = own.dev->now();
         try {
@@ -475,13 +534,38 @@ private:
             double const reduced = own.dev->now();
             tell(own, span_kind::wait, wait_reason::reduction, ended, reduced);
             step_report const agreed = judge(own.totals, asked);
-            if (own.pipeline.rank() == 0) report = agreed;
+            if (own.pipeline.rank() == first_rank()) report = agreed;
             co_await update(own, agreed);
             tell(own, span_kind::optimizer, wait_reason::none, reduced, own.dev->now());
             if (layers == timing::on && own.probe) {
                 own.probe->start();
                 co_await own.probe->ended().completion();
             }
+        } catch (...) {
+            own.pipeline.endpoint().abort();
+            throw;
+        }
+    }
+
+    /// Whether any process was asked to stop: so all end after the same step.
+    [[nodiscard]] auto is_stopped(std::stop_token const& here) -> bool {
+        if (options_.process.size == 1) return here.stop_requested();
+        std::array<double, 1> asked{here.stop_requested() ? 1.0 : 0.0};
+        run([&](member& each) { return sum_up(each, asked); });
+        return asked[0] > 0;
+    }
+    static auto sum_up(member& own, std::span<double> values) -> task<> {
+        co_await own.pipeline.endpoint().all_reduce(values);
+    }
+
+    /// One rank's evaluation of a batch: its first totals become the losses of all ranks.
+    auto forward(member& own, batch const& from) -> task<> {
+        announce(own, false);
+        co_await own.pipeline.run(from, false);
+        try {
+            auto const& losses = own.pipeline.losses();
+            std::copy(losses.begin(), losses.end(), own.totals.begin());
+            co_await own.pipeline.endpoint().all_reduce(std::span{own.totals}.first(losses.size()));
         } catch (...) {
             own.pipeline.endpoint().abort();
             throw;
@@ -538,21 +622,65 @@ private:
             span{.start = start, .end = end, .what = {}, .rank = own.pipeline.rank(), .kind = kind, .reason = why});
     }
 
-    /// Calls `visit(name, tensor, copies)` for every parameter and every state of it, in checkpoint order.
+    /// A parameter (state 0) or a part of its optimizer state (from 1), as it lies in checkpoints.
+    struct stored {
+        std::string name;
+        extents sizes;
+        parameter_group const* group;
+        std::size_t state;
+    };
+    /// Calls `visit(stored)` in checkpoint order.
     template <class Visit>
     void for_each_state(Visit visit) {
         for (parameter_group const& group : groups_) {
-            for (std::size_t i = 0; i <= Optimizer::state_names.size(); ++i) {
-                std::vector<std::pair<member*, tensor>> copies;
-                for (parameter_use const& use : group.uses) {
-                    parameter const& p = member_of(use).reduction.local(use);
-                    copies.emplace_back(&member_of(use), i == 0 ? p.value : p.state[i - 1]);
-                }
-                std::string const name =
-                    i == 0 ? group.name : group.name + "." + std::string(Optimizer::state_names[i - 1]);
-                visit(name, copies.front().second, copies);
-            }
+            extents const sizes = sizes_of(group);
+            visit(stored{group.name, sizes, &group, 0});
+            for (std::size_t i = 0; i < Optimizer::state_names.size(); ++i)
+                visit(stored{group.name + "." + std::string(Optimizer::state_names[i]), sizes, &group, i + 1});
         }
+    }
+    [[nodiscard]] auto sizes_of(parameter_group const& group) const -> extents {
+        parameter_use const& use = group.uses.front();
+        any_layer<Device> const declared = model_.make(static_cast<std::size_t>(use.layer));
+        return declared.parameters()[use.index]->sizes;
+    }
+    /// Of a rank of this process.
+    [[nodiscard]] auto held(parameter_use const& use, std::size_t state) -> tensor {
+        parameter const& p = member_of(use.rank).reduction.local(use);
+        return state == 0 ? p.value : p.state[state - 1];
+    }
+
+    static constexpr int everyone = -1;
+
+    /// Copies a tensor to the host memory of the process with rank `to`, or of every process.
+    void fetch(stored const& what, std::vector<float>& values, int to) {
+        values.resize(static_cast<std::size_t>(what.sizes.count()));
+        parameter_use const& from = what.group->uses.front();
+        if (is_here(from.rank)) download(member_of(from.rank), held(from, what.state), values);
+        if (options_.process.size == 1) return;
+        std::uint64_t const identity = (std::uint64_t{0xfffd} << 48U) | fetched_++;
+        run([&](member& each) {
+            return each.pipeline.rank() == from.rank ? hand_out(each, held(from, what.state), identity, to)
+                                                     : take_in(each, what.sizes, from.rank, identity, to, values);
+        });
+    }
+    auto hand_out(member& own, tensor const value, std::uint64_t identity, int to) -> task<> {
+        for (int rank = 0; rank < options_.ranks; ++rank) {
+            if (rank == own.pipeline.rank() || (to != everyone && to != rank)) continue;
+            typename Device::event const ready = own.pipeline.compute_stream().record();
+            co_await own.pipeline.endpoint().send(rank, {.identity = identity, .bytes = value.bytes()}, value.data(),
+                                                  ready);
+        }
+    }
+    auto take_in(member& own, extents const sizes, int from, std::uint64_t identity, int to, std::vector<float>& values)
+        -> task<> {
+        if (to != everyone && to != own.pipeline.rank()) co_return;
+        auto& link = own.pipeline.link_from(from);
+        tensor const landed{*link.memory(), sizes};
+        auto arrived = co_await own.pipeline.endpoint().arrival(from, identity);
+        own.pipeline.compute_stream().wait(
+            own.pipeline.endpoint().accept(arrived, landed.data(), link, timing::off).end);
+        download(own, landed, values);
     }
     static void download(member const& owner, tensor const& held, std::span<float> to) {
         owner.pipeline.compute_stream().copy(to.data(), held.data(), held.bytes());
@@ -572,6 +700,8 @@ private:
     std::deque<member> members_{};
     std::uint64_t step_ = 0;
     std::uint64_t position_ = 0;
+    std::vector<step_orders> orders_{}; ///< by rank, where the transport wants to know
+    std::uint64_t fetched_ = 0;
 
     // For the balancer, if it is asked.
     std::optional<measurement_window> window_{};

@@ -548,8 +548,12 @@ private:
     /// A call of NCCL that waits for a rank which never comes does not end, and takes its communicators with it.
     void in_time(std::packaged_task<void()> work) {
         auto ended = work.get_future();
-        std::thread(std::move(work)).detach();
-        if (ended.wait_for(options_.opening) == std::future_status::ready) return ended.get();
+        std::thread worker(std::move(work));
+        if (ended.wait_for(options_.opening) == std::future_status::ready) {
+            worker.join();
+            return ended.get();
+        }
+        worker.detach();
         throw error("NCCL could not open the communicators of rank " + std::to_string(members_.front().rank) +
                     " within " + std::to_string(options_.opening.count()) +
                     " ms: not all of its neighbours came; NCCL_DEBUG=INFO says more");
@@ -581,5 +585,11 @@ private:
 
 static_assert(transport_endpoint<nccl<>::endpoint, cuda_device>);
 static_assert(transport_endpoint<nccl<cuda_device, tcp>::endpoint, cuda_device>);
+
+/// For trainers: GPUs of threads of one process, one each; of processes of one rank each.
+template <class Device>
+using nccl_threads = nccl<Device, in_process>;
+template <class Device>
+using nccl_processes = nccl<Device, tcp>;
 
 } // namespace copipe

@@ -162,6 +162,7 @@ private:
                 throw;
             }
         }
+        door.close(); // whoever has its answer may come to the next meeting here
         packet answer;
         answer.put(greeting).put("").put(met_.token);
         for (auto const& each : met_.members) answer.put(each.address).put(each.card);
