@@ -497,3 +497,15 @@ TEST_CASE("1000 layers on 64 ranks equal a bisection with the longest prefixes")
     CHECK(plan->objective == high);
     CHECK(price(problem, plan->bounds) == high);
 }
+
+TEST_CASE("a loop with more partitions than may be tried still gets a good one, which is not called exact") {
+    std::mt19937 random(17);
+    partition_problem p{.order = stage_order::loop, .ranks = 8, .stages_per_rank = 2, .loop_limit = 1 << 10};
+    for (int i = 0; i < 61; ++i) p.weights.push_back(80 + static_cast<ticks>(random() % 41));
+    for (int r = 0; r < 8; ++r) p.slow.push_back(100 + static_cast<ticks>(random() % 60));
+    auto const plan = solve_partition(p);
+    REQUIRE(plan);
+    CHECK_FALSE(plan->exact);
+    CHECK(price(p, plan->bounds) == plan->objective);
+    CHECK(static_cast<double>(plan->objective) < 1.25 * ideal_time(p));
+}

@@ -51,6 +51,7 @@ struct decision {
     found.order = std::array{single, loop, v, bidirectional}[static_cast<std::size_t>(seen.where.kind)];
     found.ranks = seen.where.ranks;
     found.stages_per_rank = seen.where.per_rank;
+    found.loop_limit = 1 << 14; // while training waits
     if (!found.capacity.empty()) found.parameters.assign(seen.bytes.begin(), seen.bytes.end());
     double sum = 0;
     for (auto const& each : layers) sum += each.total();

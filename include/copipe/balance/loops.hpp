@@ -1,20 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // Partitions for interleaved schedules, where stage s is on rank s mod P. That is NP-hard: a depth-first search, exact
-// until a probe has tried `loop_limit` stages.
+// until a probe has tried the problem's `loop_limit` stages.
 #pragma once
 
 #include "copipe/balance/rank_costs.hpp"
 
 namespace copipe {
 
-/// Sure to suffice for 20 layers, whatever their number of stages; often enough for far more.
-inline constexpr int loop_limit = 1 << 20;
-
 /// Probes bounds on the time of the slowest rank.
 class loop_search {
 public:
-    loop_search(rank_costs const& costs, int ranks, int stages, int layers)
-        : costs_(costs), layers_(layers), room_(ranks), cuts_(stages + 1), bounds_(stages + 1) {}
+    loop_search(rank_costs const& costs, partition_problem const& problem)
+        : costs_(costs), layers_(problem.layers()), limit_(problem.loop_limit), room_(problem.ranks),
+          cuts_(problem.stages() + 1), bounds_(cuts_) {}
 
     /// The partition within the bound whose `price(rank, begin, end)` over all stages sums to the least.
     template <class Price>
@@ -24,7 +22,7 @@ public:
         ticks open = 0, slowest = 0;
         for (int rank = 0; rank < room_.count(); ++rank) open += room_[rank] = costs_.room(rank, bound);
         extend(0, open, 0, price);
-        exact_ = exact_ && tried_ < loop_limit;
+        exact_ = exact_ && tried_ < limit_;
         row<ticks> time(room_.count());
         for (int stage = 0; stage + 1 < bounds_.count(); ++stage) {
             int const rank = stage % room_.count();
@@ -43,7 +41,7 @@ private:
     template <class Price>
     void extend(int stage, ticks open, ticks so_far, Price price) {
         int const begin = cuts_[stage], later = cuts_.count() - 2 - stage, rank = stage % room_.count();
-        if (so_far >= price_ || tried_ >= loop_limit || costs_.work()(begin, layers_) > open) return;
+        if (so_far >= price_ || tried_ >= limit_ || costs_.work()(begin, layers_) > open) return;
         ++tried_;
         if (later < 0) {
             price_ = so_far;
@@ -68,7 +66,7 @@ private:
     }
 
     rank_costs const& costs_;
-    int layers_;
+    int layers_, limit_;
     row<ticks> room_;
     row<int> cuts_, bounds_;
     ticks price_ = never;

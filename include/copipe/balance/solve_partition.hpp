@@ -191,7 +191,7 @@ private:
     }
 
     bool looped() {
-        loop_search search(costs_, problem_.ranks, problem_.stages(), problem_.layers());
+        loop_search search(costs_, problem_);
         settle(search, ideal());
         plan_.bounds = search.bounds();
         plan_.exact = search.exact();
