@@ -35,7 +35,7 @@ struct partition_problem {
     stage_order order = stage_order::single;
     int ranks = 1;
     int stages_per_rank = 1;    ///< of `loop`
-    int loop_limit = 1 << 20;   ///< stages that a probe of `loop` may try: sure to suffice for 20 layers, often for more
+    int loop_limit = 1 << 20;   ///< stages that a probe of `loop` may try: enough for 20 layers, often for far more
     bool allow_empty = false;   ///< stages may be without layers
     bool overlapped = false;    ///< `transfer` takes its link's time instead of adding to both its stages'
     bool lock_step = false;     ///< `bidirectional`: a rank's stages take turns at forward and backward, one beside the
