@@ -2,6 +2,7 @@
 // A GPU as a copipe device, through the CUDA runtime alone: plain C++, to be linked with the CMake target copipe::cuda.
 #pragma once
 
+#include "copipe/device/cuda_range.hpp"
 #include "copipe/device/cuda_stream.hpp"
 
 #include <cstddef>
@@ -54,6 +55,10 @@ public:
     [[nodiscard]] auto peak_memory() const noexcept -> std::size_t { return shared_.ledger.peak; }
     void reset_peak_memory() noexcept { shared_.ledger.peak = shared_.ledger.in_use; }
 
+    /// A range in the profiler's timeline, if the program runs under one.
+    [[nodiscard]] auto range(work_label const& label) const -> cuda_range {
+        return profiled_ ? cuda_range{label} : cuda_range{};
+    }
     /// Number of the GPU.
     [[nodiscard]] auto gpu() const noexcept -> int { return options_.gpu; }
     /// Who waits for events; a program that said `by_program` calls its `poll`.
@@ -91,6 +96,7 @@ private:
 
     cuda_options options_;
     cuda_shared shared_;
+    bool profiled_ = cuda_range::wanted();
     int least_ = 0;
     int greatest_ = 0;
     std::deque<cuda_stream> streams_{};

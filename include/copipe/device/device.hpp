@@ -66,4 +66,21 @@ concept device = requires(D& d, D const& c, std::string_view name, int peer) {
     d.reset_peak_memory();
 };
 
+/// What a rank enqueues next, for a profiler.
+struct work_label {
+    int rank;
+    int stage;
+    int micro_batch; ///< numbered within the step
+    std::string_view what;
+};
+
+/// What the device makes of a label until it is destroyed, if it has a `range`: a range in a profiler's timeline.
+template <device D>
+[[nodiscard]] auto range_on([[maybe_unused]] D& dev, [[maybe_unused]] work_label const& label) {
+    if constexpr (requires { dev.range(label); })
+        return dev.range(label);
+    else
+        return nullptr;
+}
+
 } // namespace copipe

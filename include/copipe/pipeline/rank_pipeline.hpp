@@ -373,6 +373,8 @@ private:
             auto const& [input, target] = own_stage.slots[number].sample;
             bool const last = plan_->where.is_last(c.stage);
             arrival& from = input_of_chunk(c);
+            [[maybe_unused]] auto const shown = range_on(
+                *device_, {rank_, c.stage, static_cast<int>(micro_batch), name(kind_of(c.what))});
             own.start = compute_->record(measured());
             if (c.what == op::forward) {
                 if (plan_->where.is_first(c.stage)) from.value = upload(input);
