@@ -52,7 +52,7 @@ public:
 
     static constexpr bool possible = probed_stream<stream>;
 
-    device_probe(stream& on, int size) : stream_(&on), size_(size), abc_(*on.memory(), {3, size, size}) {
+    device_probe(stream& on, int rows) : stream_(&on), size_(rows), abc_(*on.memory(), {3, rows, rows}) {
         on.zero(abc_.data(), abc_.bytes());
     }
 
