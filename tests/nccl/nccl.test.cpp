@@ -184,7 +184,7 @@ struct two_gpus {
 
 } // namespace
 
-TEST_CASE("NCCL's first classic deadlock, both directions on one communicator one after another, is found with its cycle") {
+TEST_CASE("NCCL's first classic deadlock, both directions in turn on one communicator, is found with its cycle") {
     two_gpus pair;
     for (std::size_t r : {0U, 1U}) {
         cuda_stream& other = pair.devices[r].open_stream("other"); // streams of their own do not help
@@ -280,7 +280,7 @@ TEST_CASE("ranks that share a GPU are refused before NCCL hangs on them") {
                                                       says("give each rank a GPU of its own"));
 }
 
-TEST_CASE("whichever call of NCCL fails, every rank's step ends with an error, nothing leaks, and the next step is right") {
+TEST_CASE("whichever call of NCCL fails, every rank ends with an error, nothing leaks, and the next step is right") {
     cuda_toy::outcome const expected = reference(2, 4);
     nccl_mode const mode = GENERATE(nccl_mode::strict, nccl_mode::relaxed);
     std::set<std::string> seen;
@@ -341,7 +341,7 @@ TEST_CASE("with a thread for each rank, steps over NCCL are right again and agai
     }
 }
 
-TEST_CASE("when a rank dies without a word, every other ends within the deadline with what it waited for and from whom") {
+TEST_CASE("when a rank dies without a word, every other ends within the deadline, and one says who is missing") {
     auto const expected = reference(4, 8);
     for (nccl_mode const mode : {nccl_mode::strict, nccl_mode::relaxed}) {
         for (int const dead : {0, 1, 3}) {
@@ -387,7 +387,7 @@ TEST_CASE("an error that NCCL notices by itself ends the step of every rank") {
     CHECK_THAT(thrown[0], says("rank 1 failed") || says("rank 1, with rank 0: an operation under way"));
 }
 
-TEST_CASE("ranks in several processes find each other, and messages between ranks without a communicator go the long way") {
+TEST_CASE("processes find each other, and messages between ranks without a communicator go the long way") {
     fake::machine gpus{drive::by_thread, 3, 7};
     fake::nccl_library nccl;
     auto const port = free_port();
