@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Two ranks of train_gpt, one of which really computes two times slower: the time of a step after `balanced` has moved
+# layers, against every partition held from the start. And what measuring costs: of two steps in a row only the second
+# times each layer and probes the devices.
+#   bench/balance_gpt.sh [ROUNDS]   2 rounds when none are named
+set -euo pipefail
+export LC_ALL=C
+# shellcheck source=../cmake/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
+cd "$copipe_root"
+rounds=${1:-2}
+[[ $rounds =~ ^[1-9][0-9]*$ ]] || die "bench/balance_gpt.sh takes a number of rounds"
+
+unset OPENBLAS_CORETYPE
+export OPENBLAS_NUM_THREADS=1
+
+if [[ ! ${TRAIN_GPT-} ]]; then # another build of the program can be named
+    copipe_setup examples
+    build=build/train
+    mkdir -p "$build"
+    say "building train_gpt (log: $build/build.log)"
+    if ! { cmake --preset release -B "$build" -DCOPIPE_BUILD_TESTS=OFF -DCOPIPE_BUILD_BENCH=OFF &&
+        cmake --build "$build" --target train_gpt -j "$(copipe_jobs)"; } >"$build/build.log" 2>&1; then
+        tail -n 40 "$build/build.log" >&2
+        die "train_gpt could not be built."
+    fi
+    TRAIN_GPT=$build/examples/gpt/train_gpt
+fi
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+median() { sort -n | awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'; }
+seconds() { sed 's/.*"step_seconds":\([^,]*\),.*/\1/'; }
+
+# train STEPS OPTIONS...: a run whose log is $scratch/log
+train() {
+    rm -f "$scratch/log"
+    "$TRAIN_GPT" --policy one_f_one_b --ranks 2 --micro-batches 8 --layers 8 --width 64 --context 64 \
+        --data include --device cpu --eval-every 0 --sample 0 --log "$scratch/log" --steps "$@" \
+        >"$scratch/out" 2>"$scratch/err" || die "train_gpt failed: $(cat "$scratch/err")"
+}
+
+blocks() { printf 't%.0s' $(seq 1 "$1"); }
+layouts=("E|$(blocks 8)L")
+for ((first = 1; first < 8; ++first)); do layouts+=("E$(blocks "$first")|$(blocks $((8 - first)))L"); done
+layouts+=("E$(blocks 8)|L")
+
+for ((round = 1; round <= rounds; ++round)); do
+    say "round $round of $rounds"
+    for layout in "${layouts[@]}"; do
+        train 14 --layout "$layout" --slow 1=2@1
+        tail -n +5 "$scratch/log" | seconds | median >>"$scratch/fixed.$layout"
+    done
+    train 120 --balance balanced --balance-every 10 --slow 1=2@21
+    tail -n 40 "$scratch/log" | seconds | median >>"$scratch/balanced"
+    sed -n 's/.*"moved_to":\[\([^]]*\)\].*/\1/p' "$scratch/log" | paste -sd' ' >>"$scratch/moved"
+    train 140 --balance balanced --balance-every 20
+    tail -n +21 "$scratch/log" | seconds | awk 'NR % 2 == 1' | median >>"$scratch/plain"
+    tail -n +21 "$scratch/log" | seconds | awk 'NR % 2 == 0' | median >>"$scratch/measured"
+done
+
+best=""
+for layout in "${layouts[@]}"; do
+    each=$(median <"$scratch/fixed.$layout")
+    printf '%-12s %8.2f ms\n' "$layout" "$(awk "BEGIN { print 1e3 * $each }")"
+    best=$(printf '%s\n%s\n' "$each" "$best" | grep . | sort -g | head -n 1)
+done
+after=$(median <"$scratch/balanced")
+printf '%-12s %8.2f ms, %.3f of the best; bounds moved to: %s\n' balanced \
+    "$(awk "BEGIN { print 1e3 * $after }")" "$(awk "BEGIN { print $after / $best }")" \
+    "$(paste -sd';' "$scratch/moved")"
+plain=$(median <"$scratch/plain") measured=$(median <"$scratch/measured")
+printf 'measuring: %.2f ms a step with, %.2f ms without: %+.2f %% on steps that are measured\n' \
+    "$(awk "BEGIN { print 1e3 * $measured }")" "$(awk "BEGIN { print 1e3 * $plain }")" \
+    "$(awk "BEGIN { print 100 * ($measured / $plain - 1) }")"
