@@ -141,7 +141,7 @@ struct fragile {
     bool broken = false;
     struct saved {};
     auto forward(letters::context& c, copipe::tensor x, saved&) const -> copipe::tensor {
-        if (broken && c.training && c.micro_batch == 2) throw std::runtime_error("the tokenizer gave symbol 31");
+        if (broken && c.training && c.micro_batch == 2) throw std::runtime_error("no symbol 31");
         return x;
     }
     static auto backward_input(letters::context&, copipe::tensor dy, saved&) -> copipe::tensor { return dy; }
@@ -156,7 +156,7 @@ void failures() {
         trainer.step(data);
         expect(false, "the step fails");
     } catch (copipe::chunk_error const& failure) {
-        std::printf("%s\n", failure.what()); // rank 1, stage 1, micro-batch 2, forward: the tokenizer gave symbol 31
+        std::printf("%s\n", failure.what()); // rank 1, stage 1, micro-batch 2, forward of layer 2: no symbol 31
         expect(failure.rank == 1 && failure.micro_batch == 2, "it says where");
     }
     expect(trainer.steps_done() == 0 && trainer.evaluate(data) > 0, "nothing was changed, and it goes on");

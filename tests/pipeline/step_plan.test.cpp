@@ -109,7 +109,7 @@ TEST_CASE("micro-batches that are under way at once never share a slot, and few 
             for (std::size_t i = 0; i < own.actions.size(); ++i) {
                 for (chunk const& each : own.actions[i].chunks()) {
                     if (each.stage != stage) continue;
-                    auto& [first, last] = uses[each.micro_batch];
+                    auto& [first, last] = uses[static_cast<std::size_t>(each.micro_batch)];
                     first = std::min(first, i);
                     last = i;
                 }
@@ -124,7 +124,7 @@ TEST_CASE("micro-batches that are under way at once never share a slot, and few 
         }
         return count;
     };
-    for (std::size_t const ahead : {1, 4, 7}) {
+    for (std::size_t const ahead : {std::size_t{1}, std::size_t{4}, std::size_t{7}}) {
         for (int rank = 0; rank < 4; ++rank) {
             auto const room = static_cast<std::size_t>(4 - rank) + ahead;
             CHECK(slots(one_f_one_b{}, {4, 64}, rank, ahead) <= room);

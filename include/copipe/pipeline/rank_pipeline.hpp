@@ -229,8 +229,8 @@ private:
     [[nodiscard]] auto slots_of(rank_program const& steps) const -> std::size_t {
         return slots_needed(steps, plan_->where, rank_, static_cast<int>(per_stage()), flights_.size());
     }
-    [[nodiscard]] auto slot_number(std::uint32_t micro_batch) const noexcept -> std::size_t {
-        return micro_batch % slots_;
+    [[nodiscard]] auto slot_number(int micro_batch) const noexcept -> std::size_t {
+        return static_cast<std::size_t>(micro_batch) % slots_;
     }
     [[nodiscard]] auto slot_of(chunk const& c) -> slot& {
         return stage_at(c.stage).slots[slot_number(c.micro_batch)];

@@ -58,7 +58,7 @@ struct rank_program {
             for (chunk const& each : steps.actions[i].chunks()) {
                 if (each.stage != stage) continue;
                 begin(each.micro_batch);
-                uses[each.micro_batch].last = i;
+                uses[static_cast<std::size_t>(each.micro_batch)].last = i;
             }
         }
         std::vector<std::size_t> order(uses.size());
