@@ -87,4 +87,8 @@ public:
                                 copipe::trainer_options<host_device> options, chosen_balancer decides = {})
     -> std::unique_ptr<any_trainer>;
 
+/// The same for a rank that is a process of its own, connected to the others by TCP. Throws rendezvous_error, too.
+[[nodiscard]] auto make_process_trainer(std::string_view policy, copipe::model<host_device> const& model,
+                                        copipe::trainer_options<host_device> options) -> std::unique_ptr<any_trainer>;
+
 } // namespace gpt

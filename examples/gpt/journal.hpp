@@ -11,8 +11,10 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdio>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -24,7 +26,10 @@ namespace gpt {
 class journal {
 public:
     /// Opens the log: anew, or at its end for a resumed run. Throws file_error.
-    explicit journal(options const& asked) : asked_(asked) {
+    explicit journal(options const& asked)
+        : asked_(asked),
+          nowhere_(asked.process.rank == 0 ? nullptr : std::fopen("/dev/null", "w"), &std::fclose),
+          line_(nowhere_ ? nowhere_.get() : stderr) {
         auto const start = asked.resume.empty() ? copipe::log_start::empty : copipe::log_start::append;
         if (!asked.log.empty()) log_.emplace(asked.log, start);
     }
@@ -127,7 +132,9 @@ private:
 
     options asked_;
     std::optional<copipe::json_log> log_{};
-    copipe::progress line_{};
+    /// Of several processes only that of rank 0 shows its progress.
+    std::unique_ptr<std::FILE, int (*)(std::FILE*)> nowhere_{nullptr, &std::fclose};
+    copipe::progress line_;
     copipe::run_summary summary_{};
     double first_loss_ = 0, last_loss_ = 0, seconds_ = 0;
     std::vector<std::pair<std::uint64_t, copipe::move_report>> moved_{};

@@ -212,6 +212,12 @@ void require_own_files(options const& asked) {
 
 /// Throws usage_error for options that do not go together.
 void require_consistent(options const& asked) {
+    if (asked.process.size > 1 && asked.pipeline.ranks != asked.process.size)
+        throw usage_error("--ranks " + std::to_string(asked.pipeline.ranks) + ", but this is one of " +
+                          std::to_string(asked.process.size) + " processes: start one process per rank");
+    if (asked.process.size > 1 && (asked.compare || asked.balanced || !asked.slow.empty() || asked.device == "cuda"))
+        throw usage_error("this is one of " + std::to_string(asked.process.size) +
+                          " processes: --compare, --balance, --slow and --device cuda need all ranks in one process");
     if (asked.checkpoint_every != 0 && asked.checkpoint.empty())
         throw usage_error("--checkpoint-every needs --checkpoint, the file to save to");
     for (auto const& [option, file] : {std::pair{"--checkpoint", &asked.checkpoint},
@@ -256,6 +262,8 @@ auto parse(int count, char const* const* arguments) -> std::optional<options> {
     } catch (CLI::ParseError const& wrong) {
         throw usage_error(std::string(wrong.what()) + "; --help lists the options");
     }
+    found.process = copipe::resolve_launch();
+    if (found.process.size > 1 && app.count("--ranks") == 0) found.pipeline.ranks = found.process.size;
     require_consistent(found);
     if (found.policy == copipe::sequential::name && app.count("--ranks") == 0) found.pipeline.ranks = 1;
     if (!found.balanced && app.count("--balance-every") != 0)

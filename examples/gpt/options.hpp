@@ -3,6 +3,7 @@
 #pragma once
 
 #include "copipe/schedule/shape.hpp"
+#include "copipe/transport/launch.hpp"
 #include "gpt/model.hpp"
 
 #include <cstdint>
@@ -40,6 +41,8 @@ struct options {
     std::string device = "auto";    ///< auto, cpu or cuda
     std::string precision = "f32";  ///< of matrix products on GPUs: f32 or bf16
     int ranks_per_gpu = 0;          ///< that may share one; 0: one if GPUs were asked for, else as many as must
+
+    copipe::launch process{}; ///< this process among those that a launcher has started, one per rank
 
     std::string layout{};     ///< which layers form which stage; as predicted to be best if empty
     bool balanced = false;    ///< layers move in mid-training

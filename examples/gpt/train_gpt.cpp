@@ -6,6 +6,7 @@
 #include "gpt/gpus.hpp"
 #include "gpt/journal.hpp"
 #include "gpt/options.hpp"
+#include "gpt/processes.hpp"
 #include "gpt/sampler.hpp"
 
 #include <algorithm>
@@ -59,7 +60,8 @@ struct job {
     /// Throws corpus_error and config_error.
     explicit job(gpt::options const& of)
         : asked(of),
-          where(gpt::choose_place(of)),
+          where(of.process.size > 1 ? gpt::place{.sentence = "CPU, " + of.process.description()}
+                                    : gpt::choose_place(of)),
           data(of.data.empty() ? default_data() : of.data),
           text(data, {.context = of.model.context, .seed = of.seed}),
           model(gpt::make_model(of.model)),
@@ -97,9 +99,10 @@ class run {
 public:
     explicit run(job const& of) : of_(of), asked_(of.asked), plan_(planned(of)) {
         for (std::string const& file : {asked_.checkpoint, asked_.timeline})
-            if (!file.empty()) copipe::require_writable(file);
+            if (!file.empty() && asked_.process.rank == 0) copipe::require_writable(file);
         copipe::trainer_options<host_device> options = trainer_options(asked_);
-        options.layers = plan_.cut;
+        options.process = asked_.process;
+        options.layers = asked_.process.size > 1 ? gpt::agreed_cut(asked_.process, plan_.cut) : plan_.cut;
         options.make_device = [this](int rank) {
             auto made = std::make_unique<host_device>();
             devices_.at(static_cast<std::size_t>(rank)) = made.get();
@@ -107,7 +110,9 @@ public:
         };
         gpt::chosen_balancer decides;
         if (asked_.balanced) decides.moving.emplace(copipe::balanced_options{.check_every = asked_.balance_every});
-        trainer_ = of.where.gpus > 0
+        trainer_ = asked_.process.size > 1
+                       ? gpt::make_process_trainer(asked_.policy, of.model, std::move(options))
+                   : of.where.gpus > 0
                        ? gpt::make_gpu_trainer(asked_, of.where.gpus, std::move(options), std::move(decides))
                        : gpt::make_trainer(asked_.policy, of.model, std::move(options), std::move(decides));
         if (!asked_.resume.empty()) trainer_->load(asked_.resume);
@@ -155,7 +160,7 @@ public:
                       << (asked_.checkpoint.empty() ? "; nothing saved, as no --checkpoint was named"
                                                     : "; go on with --resume " + asked_.checkpoint)
                       << '\n';
-        } else if (asked_.sample > 0) {
+        } else if (asked_.sample > 0 && trainer_->steps_done() >= asked_.steps) {
             gpt::sampler writer{asked_.model, *trainer_};
             std::cout << "\na sample\n--------\n"
                       << gpt::printable(writer.text(static_cast<std::size_t>(asked_.sample), asked_.seed)) << '\n';
@@ -202,8 +207,14 @@ auto main(int count, char** arguments) -> int {
     bool started = false;
     try {
         gpt::one_blas_thread();
-        auto const asked = gpt::parse(count, arguments);
+        auto asked = gpt::parse(count, arguments);
         if (!asked) return 0;
+        if (asked->process.rank > 0) { // rank 0 speaks for all, and writes the files
+            std::cout << asked->process.description() << std::endl;
+            std::cout.setstate(std::ios::failbit);
+            asked->log.clear();
+            asked->timeline.clear();
+        }
         job const of{*asked};
         if (asked->compare) {
             compare(of);

@@ -14,7 +14,7 @@
 
 namespace gpt {
 
-template <copipe::schedule_policy Policy, copipe::device Device>
+template <copipe::schedule_policy Policy, copipe::device Device, template <class> class Transport>
 class trainer_under final : public any_trainer {
 public:
     trainer_under(copipe::model<Device> const& model, copipe::trainer_options<Device> options, chosen_balancer decides)
@@ -39,16 +39,17 @@ public:
     auto peak_memory(int rank) const -> std::size_t override { return held_.peak_memory(rank); }
 
 private:
-    copipe::trainer<Policy, Device, chosen_balancer> held_;
+    copipe::trainer<Policy, Device, chosen_balancer, copipe::adamw, Transport> held_;
 };
 
 /// A trainer under the policy of that name.
-template <copipe::device Device>
+template <copipe::device Device, template <class> class Transport = copipe::in_process>
 [[nodiscard]] auto trainer_named(std::string_view policy, copipe::model<Device> const& model,
                                  copipe::trainer_options<Device> options, chosen_balancer decides)
     -> std::unique_ptr<any_trainer> {
     return with_policy(policy, [&]<class Policy>(Policy) -> std::unique_ptr<any_trainer> {
-        return std::make_unique<trainer_under<Policy, Device>>(model, std::move(options), std::move(decides));
+        return std::make_unique<trainer_under<Policy, Device, Transport>>(model, std::move(options),
+                                                                          std::move(decides));
     });
 }
 

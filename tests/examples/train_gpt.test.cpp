@@ -3,6 +3,7 @@
 #include "catch.hpp"
 
 #include "program.hpp"
+#include "transport/processes.hpp"
 
 #include <nlohmann/json.hpp>
 
@@ -47,6 +48,12 @@ public:
         return program{TRAIN_GPT, small + data + arguments, folder_.path()};
     }
     [[nodiscard]] auto run(words const& arguments) const -> outcome { return start(arguments).end(); }
+    /// As a launcher starts one of several processes.
+    [[nodiscard]] auto start_rank(int rank, int size, int port, words const& arguments) const -> program {
+        words const set{"RANK=" + std::to_string(rank), "WORLD_SIZE=" + std::to_string(size), "MASTER_ADDR=127.0.0.1",
+                        "MASTER_PORT=" + std::to_string(port), TRAIN_GPT};
+        return program{"/usr/bin/env", set + small + words{"--data", "text"} + arguments, folder_.path()};
+    }
 
     /// Runs, and reads the log.
     [[nodiscard]] auto losses(words const& arguments) const -> std::vector<double> {
@@ -343,4 +350,34 @@ TEST_CASE("the option --help names every option and ends well") {
                                      "resume", "timeline", "log", "sample", "compare", "layout", "balance",
                                      "balance-every", "slow"})
         CHECK(ended.out.find("--" + option + ' ') != std::string::npos);
+}
+
+TEST_CASE("launched several times with torchrun's variables, it is one pipeline and learns what one process does") {
+    workplace const here;
+    words const steps{"--policy", "dualpipe_v", "--steps", "4", "--checkpoint", "model"};
+    auto const reference = here.losses(under("dualpipe_v", 3) + words{"--steps", "4"});
+    int const port = free_port();
+    program others[] = {here.start_rank(2, 3, port, steps), here.start_rank(1, 3, port, steps)};
+    outcome const first = here.start_rank(0, 3, port, steps + words{"--log", "job"}).end();
+    INFO(first.err);
+    CHECK(first.code == 0);
+    CHECK(first.out.find("rank 0 of 3 (on this machine 0 of 3), told by torchrun") != std::string::npos);
+    for (program& each : others) {
+        outcome const ended = each.end();
+        CHECK(ended.code == 0);
+        CHECK(ended.err == "");
+        CHECK(std::count(ended.out.begin(), ended.out.end(), '\n') == 1);
+    }
+    CHECK(here.logged("job") == reference);
+    CHECK(here.run(under("gpipe", 2) + words{"--steps", "5", "--resume", "model"}).code == 0);
+}
+
+TEST_CASE("launched with variables that contradict each other, it says so in one line, with exit code 2") {
+    workplace const here;
+    outcome const ended = here.start_rank(2, 2, 1, {}).end();
+    CHECK(ended.code == 2);
+    CHECK(ended.err.find("RANK is 2 and WORLD_SIZE is 2") != std::string::npos);
+    outcome const other = here.start_rank(0, 2, 1, under("dualpipe_v", 4)).end();
+    CHECK(other.code == 2);
+    CHECK(other.err.find("processes: start one process per rank") != std::string::npos);
 }

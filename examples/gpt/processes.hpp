@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// What train_gpt does when each rank is a process of its own.
+#pragma once
+
+#include "copipe/model/partition.hpp"
+#include "copipe/transport/launch.hpp"
+
+namespace gpt {
+
+/// Rank 0's division of the model, on all processes: each has measured its own layers, and they must agree. Meets the
+/// others; throws rendezvous_error.
+[[nodiscard]] auto agreed_cut(copipe::launch const& own, copipe::partition const& here) -> copipe::partition;
+
+} // namespace gpt
