@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// The trainer over NCCL: order, gradient sums, evaluation and checkpoints as over any transport.
+#include "catch.hpp"
+#include "cuda/toy.hpp"
+#include "nccl/fake_nccl.hpp"
+#include "temporary_folder.hpp"
+
+#include "copipe/schedule/dualpipe_v.hpp"
+#include "copipe/schedule/sequential.hpp"
+#include "copipe/train/cuda_update.hpp"
+#include "copipe/train/trainer.hpp"
+#include "copipe/transport/nccl.hpp"
+
+#include <memory>
+#include <string>
+#include <vector>
+
+using namespace copipe;
+
+TEST_CASE("a trainer over NCCL learns, evaluates, saves and moves layers as one without a pipeline does") {
+    fake::machine gpus{fake::drive::by_thread, 3};
+    fake::nccl_library nccl;
+    temporary_folder const folder;
+    {
+        std::string const file = folder / "checkpoint.safetensors";
+        auto const layers = cuda_toy::network(std::vector<cuda_toy::wave>(8));
+        auto const on_gpus = [](int rank) { return std::make_unique<cuda_device>(cuda_options{.gpu = rank}); };
+        cuda_toy::numbers const data;
+        trainer<sequential, cuda_device> plain{layers, {.micro_batches = 8}};
+        using over_nccl = trainer<dualpipe_v, cuda_device, static_partition, adamw, nccl_threads>;
+        over_nccl piped{layers, {.ranks = 3, .micro_batches = 8, .make_device = on_gpus}};
+        for (int i = 0; i < 3; ++i) {
+            CHECK(piped.step(data).loss == plain.step(data).loss);
+            if (i == 0) CHECK(piped.evaluate(data, 2, 10) == plain.evaluate(data, 2, 10));
+            if (i == 1) CHECK(piped.repartition(partition::given({0, 2, 3, 4, 6, 7, 9}, 9)) > 0);
+        }
+        piped.save(file);
+        plain.load(file);
+        CHECK(plain.step(data).loss == piped.step(data).loss);
+        CHECK(plain.values("layers.2.w") == piped.values("layers.2.w"));
+    }
+    CHECK(nccl.leaks() == "");
+    CHECK(gpus.leaks() == "");
+}
