@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # How much faster two ranks train than one: train_gpt under every policy on two cores against `sequential` on one of
-# them, in rounds one after the other, so that what else the machine does falls on all of them alike. The row "two apart"
-# is what two cores of this machine can give at most: two sequential runs at once that know nothing of each other.
+# them, in rounds one after the other, so that what else the machine does falls on all of them alike. The row "two
+# apart" is what two cores of this machine can give at most: two sequential runs at once that know nothing of each
+# other.
 #   bench/train_gpt.sh [ROUNDS [STEPS]]   5 rounds of 12 steps when none are named; the first 2 steps do not count
 set -euo pipefail
 export LC_ALL=C
@@ -40,8 +41,8 @@ trap 'rm -rf "$scratch"' EXIT
 
 median() { sort -n | awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'; }
 
-# once POLICY RANKS CORES: a run on these cores; prints the median of its steps in seconds, the predicted and the measured
-# bubble in percent.
+# once POLICY RANKS CORES: a run on these cores; prints the median of its steps in seconds, the predicted and the
+# measured bubble in percent.
 once() {
     local own=$scratch/on.$3
     taskset -c "$3" "$TRAIN_GPT" --policy "$1" --ranks "$2" --steps "$steps" --data include --eval-every 0 \

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Everything of copipe that needs no GPU, no MPI and no other library than Boost.Asio. Ranks in several processes include
-// copipe/transport/tcp.hpp beside it: sockets take a second to compile.
+// Everything of copipe that needs no GPU, no MPI and no other library than Boost.Asio. Ranks in several processes
+// include copipe/transport/tcp.hpp beside it: sockets take a second to compile.
 #pragma once
 
 #include "copipe/async/asio.hpp"

@@ -50,7 +50,8 @@ public:
         bool done = true;
         for (std::size_t r = 0; r < all_.size(); ++r) {
             done = done && at_[r] == all_[r].size();
-            for (std::size_t p = 0; p < orders_[r].size(); ++p) done = done && ticks_[r][p] == orders_[r][p].ticks.size();
+            for (std::size_t p = 0; p < orders_[r].size(); ++p)
+                done = done && ticks_[r][p] == orders_[r][p].ticks.size();
         }
         return done;
     }

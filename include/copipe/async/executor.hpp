@@ -100,8 +100,8 @@ public:
 
     /// What to do when every coroutine waits and nothing is under way that could wake one, for instance to abort the
     /// transport so that every await ends. It must make something ready, and is called once. Only an executor that can
-    /// know, such as a simulation, ever calls it; without it, that one throws deadlock_error out of run_until and leaves
-    /// the coroutines suspended.
+    /// know, such as a simulation, ever calls it; without it, that one throws deadlock_error out of run_until and
+    /// leaves the coroutines suspended.
     void on_deadlock(std::function<void()> resolve) { resolve_deadlock_ = std::move(resolve); }
 
     /// How many coroutines this executor has resumed: the host suspensions of its ranks.

@@ -63,14 +63,14 @@ private:
 struct simulated_behaviour {
     double latency = 0;          ///< of a message to arrive here
     double seconds_per_byte = 0; ///< that a message keeps its link busy
-    /// What a launch of `seconds` at `start` really takes: slowness, throttling, jitter (see seeded_stretch). As given if
-    /// left out.
+    /// What a launch of `seconds` at `start` really takes: slowness, throttling, jitter (see seeded_stretch). As given
+    /// if left out.
     std::function<double(double start, double seconds)> stretch{};
     double fails_at = std::numeric_limits<double>::infinity(); ///< launches that would end later than this throw
 };
 
-/// A `stretch` that is the same in every run from one seed: each launch takes `slowness` times as long, and up to `jitter`
-/// of that more, drawn anew for every launch.
+/// A `stretch` that is the same in every run from one seed: each launch takes `slowness` times as long, and up to
+/// `jitter` of that more, drawn anew for every launch.
 class seeded_stretch {
 public:
     explicit seeded_stretch(std::uint64_t seed, double jitter, double slowness = 1) noexcept

@@ -51,8 +51,8 @@ private:
 /// - `data.size()`: micro-batches in one epoch, at least 1.
 /// - `data.load(index, input, target)`: fills both arrays with micro-batch `index`, which counts on from 0 over all
 ///   epochs (epoch index / size()). The same index always gives the same numbers; shapes may differ from one index to
-///   the next. Called by several ranks' threads at once: the first stage wants the input, the last one the target. A dataset
-///   without targets leaves the second array alone.
+///   the next. Called by several ranks' threads at once: the first stage wants the input, the last one the target. A
+///   dataset without targets leaves the second array alone.
 /// - optional `data.weight(index)`: what the micro-batch counts for in the step's mean loss, for instance its number of
 ///   targets; 1 if left out. A step's loss is the weighted mean of its micro-batches' losses, as in a trainer without a
 ///   pipeline.

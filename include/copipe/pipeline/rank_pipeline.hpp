@@ -131,7 +131,8 @@ public:
     }
 
     /// What the oldest unfinished action of a step under way waits for, in a sentence: for whoever finds that nothing
-    /// moves any more. Empty when the rank waits for nothing but its own device. On the rank's thread, or while it rests.
+    /// moves any more. Empty when the rank waits for nothing but its own device. On the rank's thread, or while it
+    /// rests.
     [[nodiscard]] auto blocked() -> std::string {
         if (turns_.passed() >= issued_) return {};
         action const& held = flights_[turns_.passed() % flights_.size()].what;

@@ -53,7 +53,7 @@ struct trainer_options {
     std::uint64_t seed = 0;    ///< of the parameters' first values
     std::size_t lookahead = 4; ///< actions that a rank's host may be ahead of its device
     rank_threads threads = rank_threads::one_each;
-    executor* exec = nullptr; ///< if there is one, all ranks run on it and the calling thread: a simulation, for instance
+    executor* exec = nullptr; ///< if there is one, all ranks run on it and the calling thread: a simulation, say
     observer_ref listener{};  ///< told of every span, besides the trainer's own measurement
     launch process{};         ///< if the job has several processes, each runs the rank of its number
     /// Every so many steps each layer is timed; 0: in ten steps between two questions to the balancer, if it is asked.
@@ -414,7 +414,8 @@ private:
     [[nodiscard]] auto first_cut(int layers) const -> partition {
         int const stages = plan_.where.model_stages();
         if (options_.layers) return cut(*options_.layers, layers);
-        if constexpr (requires { balancer_.start(layers, stages); }) return cut(balancer_.start(layers, stages), layers);
+        if constexpr (requires { balancer_.start(layers, stages); })
+            return cut(balancer_.start(layers, stages), layers);
         return partition::even(layers, stages);
     }
     [[nodiscard]] auto cut(partition const& given, int layers) const -> partition {
