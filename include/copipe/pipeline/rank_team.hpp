@@ -18,6 +18,7 @@
 #include <latch>
 #include <memory>
 #include <optional>
+#include <stop_token>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -61,7 +62,8 @@ public:
     void run(Make make) {
         std::deque<root> roots;
         std::latch ended{ranks_};
-        for (int rank = 0; rank < ranks_; ++rank) roots.emplace_back(make(rank), exec(rank), ended);
+        stop_ = {};
+        for (int rank = 0; rank < ranks_; ++rank) roots.emplace_back(make(rank), exec(rank), ended, stop_.get_token());
         for (root& each : roots) each.env.exec->wake(each.start);
         if (threads_ == rank_threads::calling_thread) exec(0).run_until([&] { return ended.try_wait(); });
         ended.wait();
@@ -72,6 +74,9 @@ public:
         if (first) std::rethrow_exception(first);
     }
 
+    /// Ends the run under way: what its ranks await throws `cancelled`. On the thread that all ranks share.
+    void cancel() { stop_.request_stop(); }
+
 private:
     struct member {
         boost::asio::io_context io{1};
@@ -81,8 +86,8 @@ private:
     };
 
     struct root final : task_owner {
-        root(task<> made, executor& exec, std::latch& latch)
-            : body(std::move(made)), env{.exec = &exec}, ended(&latch) {
+        root(task<> made, executor& exec, std::latch& latch, std::stop_token stop = {})
+            : body(std::move(made)), env{.exec = &exec, .stop = std::move(stop)}, ended(&latch) {
             start.handle = body.prepare(*this, env);
         }
         auto finished(std::coroutine_handle<>, std::exception_ptr why) noexcept -> std::coroutine_handle<> override {
@@ -123,6 +128,7 @@ private:
     int ranks_;
     rank_threads threads_;
     executor* shared_ = nullptr;
+    std::stop_source stop_{};
     std::deque<member> members_{};
 };
 

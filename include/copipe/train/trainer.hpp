@@ -157,7 +157,7 @@ public:
     }
 
     /// Trains on the next micro-batches of the dataset; before that, layers move if the balancer says so. Throws
-    /// chunk_error, not_finite, or what the balancer throws.
+    /// chunk_error, not_finite, deadlock_error (in virtual time), or what the balancer throws.
     template <dataset Data>
     auto step(Data const& data) -> step_report {
         batch const from{dataset_ref{data}, position_};
@@ -510,12 +510,26 @@ private:
     /// Runs a coroutine on every rank; after a failure, makes all ranks ready again before it is thrown on.
     template <class Make>
     void run(Make make) {
+        std::string stuck;
+        if (options_.exec) options_.exec->on_deadlock([&] { stuck = give_up(); });
         try {
             team_.run([&](int number) { return make(members_[static_cast<std::size_t>(number)]); });
         } catch (...) {
             team_.run([&](int number) { return recover(members_[static_cast<std::size_t>(number)]); });
-            throw;
+            if (stuck.empty()) throw;
         }
+        if (options_.exec) options_.exec->on_deadlock({});
+        if (!stuck.empty()) throw deadlock_error("everything waits and no work is under way" + stuck);
+    }
+    /// Nothing moves any more: ends every await, and says who waited for what.
+    auto give_up() -> std::string {
+        std::string waits;
+        for (member& each : members_) {
+            std::string const one = each.pipeline.blocked();
+            if (!one.empty()) waits += (waits.empty() ? ": " : "; ") + one;
+        }
+        team_.cancel();
+        return waits.empty() ? "." : waits;
     }
     static auto recover(member& each) -> task<> {
         each.pipeline.recover();
