@@ -59,16 +59,16 @@ TEST_CASE("a trainer in virtual time takes the seconds that its schedule needs")
 
 TEST_CASE("a step that can make no progress throws at once, says who waits for whom, and the next one runs") {
     simulation clock;
-    one_shot_event never;
+    one_shot_event awaited;
     model<simulated_device> layers;
-    trainer<one_f_one_b, simulated_device> train{layers.add(minute{}).add(minute{&never}), options(clock)};
+    trainer<one_f_one_b, simulated_device> train{layers.add(minute{}).add(minute{&awaited}), options(clock)};
     for (int i = 0; i < 2; ++i) {
         CHECK_THROWS_WITH(train.step(nothing{}),
                           says("rank 1 waits with the forward of stage 1, micro-batch 2, for what its layers await") &&
                               says("rank 0 waits with the backward of stage 0, micro-batch 2, for stage 1 of rank 1"));
         CHECK(train.steps_done() == 0);
     }
-    never.set();
+    awaited.set();
     CHECK(train.step(nothing{}).step == 0);
     CHECK(train.steps_done() == 1);
 }
