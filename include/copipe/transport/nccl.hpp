@@ -427,9 +427,9 @@ private:
     }
 
     void reset(member& own) {
+        std::scoped_lock const lock{mutex_}; // the watch, too, has ended what it was about to tell of the failure
         own.tear_down(own.control.failure());
         own.control.reset();
-        std::scoped_lock const lock{mutex_};
         if (++resets_ < local_) return;
         resets_ = 0;
         open();
