@@ -170,7 +170,8 @@ private:
     };
     using queue = std::array<slot, capacity>;
 
-    /// Runs a launch, and goes on computing for as long as a slower device would.
+    /// Runs a launch, and lets as much time pass as a slower device would need more; asleep for most of it, so that it
+    /// takes none of the others' cores.
     template <class F>
     void at_speed(F& f) {
         double const factor = slowness_ ? slowness_->load(std::memory_order_relaxed) : 1;
@@ -178,6 +179,8 @@ private:
         f();
         if (factor <= 1) return;
         double const end = start + factor * (host_seconds() - start);
+        double const nap = end - host_seconds() - 1e-4; // what a sleep may take longer
+        if (nap > 1e-4) std::this_thread::sleep_for(std::chrono::duration<double>(nap));
         while (host_seconds() < end) {}
     }
 

@@ -76,7 +76,7 @@ public:
     [[nodiscard]] auto operations() const noexcept -> double { return 2.0 * size_ * size_ * size_; }
 
 private:
-    static constexpr std::size_t repeats = 3;
+    static constexpr std::size_t repeats = 8;
     stream* stream_;
     int size_;
     tensor abc_;
