@@ -54,7 +54,7 @@ build() {
     cmake --preset "$1" -B "build/$2" "${@:3}" && cmake --build "build/$2" -j "$jobs"
 }
 
-# release: everything, and every header alone. A little optimization is what tests need; more costs minutes of compiling.
+# release: everything, and every header alone. A little optimization is what tests need; more costs minutes.
 release() {
     build release release -DCMAKE_CXX_FLAGS_RELEASE='-O1 -DNDEBUG' &&
         cmake --build build/release -j "$jobs" --target all_verify_interface_header_sets
