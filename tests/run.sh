@@ -79,7 +79,7 @@ sanitize() {
         return
     fi
     build_rooms() {
-        cmake --preset "$preset" -DCOPIPE_BUILD_BENCH=OFF &&
+        cmake --preset "$preset" -DCOPIPE_BUILD_BENCH=OFF -DCMAKE_CXX_FLAGS_DEBUG='-O0 -g1' &&
             cmake --build "build/$preset" -j "$jobs" --target "${rooms[@]/#/test_}"
     }
     step "build $preset" build_rooms &&
