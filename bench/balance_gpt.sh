@@ -15,18 +15,7 @@ rounds=${1:-2}
 unset OPENBLAS_CORETYPE
 export OPENBLAS_NUM_THREADS=1
 
-if [[ ! ${TRAIN_GPT-} ]]; then # another build of the program can be named
-    copipe_setup examples
-    build=build/train
-    mkdir -p "$build"
-    say "building train_gpt (log: $build/build.log)"
-    if ! { cmake --preset release -B "$build" -DCOPIPE_BUILD_TESTS=OFF -DCOPIPE_BUILD_BENCH=OFF &&
-        cmake --build "$build" --target train_gpt -j "$(copipe_jobs)"; } >"$build/build.log" 2>&1; then
-        tail -n 40 "$build/build.log" >&2
-        die "train_gpt could not be built."
-    fi
-    TRAIN_GPT=$build/examples/gpt/train_gpt
-fi
+copipe_train_gpt # unless TRAIN_GPT names another build
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 

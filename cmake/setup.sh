@@ -4,6 +4,7 @@
 #   copipe_setup PART...   installs what is missing for the parts (examples, tests, bench), through apt-get
 #   copipe_clang           prints the name of a clang++ 19 or newer, installed if it can be, or nothing
 #   copipe_jobs            prints how many compilers this machine can run at once
+#   copipe_train_gpt       builds the example trainer, TRAIN_GPT
 
 copipe_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CXX=${CXX:-g++}
@@ -157,4 +158,20 @@ copipe_jobs() {
     memory=$(awk '/^MemAvailable/ { print int($2 / 1500000) }' /proc/meminfo)
     ((memory >= 1)) || memory=1
     echo $((cores < memory ? cores : memory))
+}
+
+# Builds train_gpt with all optimization and sets TRAIN_GPT to it, unless that names another build of it.
+copipe_train_gpt() {
+    [[ ${TRAIN_GPT-} ]] && return
+    local build=$copipe_root/build/train
+    copipe_setup examples
+    mkdir -p "$build"
+    say "building train_gpt (the first time takes a few minutes; log: $build/build.log)"
+    if ! (cd "$copipe_root" &&
+        cmake --preset release -B "$build" -DCOPIPE_BUILD_TESTS=OFF -DCOPIPE_BUILD_BENCH=OFF &&
+        cmake --build "$build" --target train_gpt -j "$(copipe_jobs)") >"$build/build.log" 2>&1; then
+        tail -n 40 "$build/build.log" >&2
+        die "train_gpt could not be built."
+    fi
+    TRAIN_GPT=$build/examples/gpt/train_gpt
 }
