@@ -20,12 +20,6 @@
 
 namespace copipe {
 
-/// A message's number on the way between two ranks.
-[[nodiscard]] constexpr auto identity_of(message const& m) noexcept -> std::uint64_t {
-    return (std::uint64_t{m.from_stage} << 48U) | (std::uint64_t{m.to_stage} << 32U) |
-           static_cast<std::uint32_t>(m.micro_batch);
-}
-
 /// What a message of that number is, in words.
 [[nodiscard]] inline auto name_of_message(std::uint64_t identity) -> std::string {
     auto const from = static_cast<std::uint16_t>(identity >> 48U);

@@ -246,10 +246,6 @@ private:
         slot& to = stage_at(m.to_stage).slots[slot_number(m.micro_batch)];
         return m.direction == flow::forward ? to.input : to.gradient;
     }
-    [[nodiscard]] static auto identity(message const& m) noexcept -> std::uint64_t {
-        return (std::uint64_t{m.from_stage} << 48U) | (std::uint64_t{m.to_stage} << 32U) |
-               static_cast<std::uint32_t>(m.micro_batch);
-    }
 
     void settle() {
         auto const wait = [](stream* each) {
@@ -425,7 +421,7 @@ private:
 
     /// Lives until the peer has taken the message over. Compute never waits for it.
     auto send(message m, chunk c, tensor value, event ready) -> task<> {
-        envelope what{.identity = identity(m), .bytes = value.bytes()};
+        envelope what{.identity = identity_of(m), .bytes = value.bytes()};
         what.header[0] = static_cast<std::int64_t>(value.type());
         what.header[1] = static_cast<std::int64_t>(value.sizes().rank());
         std::copy(value.sizes().begin(), value.sizes().end(), what.header.begin() + 2);
@@ -440,7 +436,7 @@ private:
             std::uint64_t count = 0;
             for (message const& m : from.messages) {
                 co_await posted.reached(++count);
-                auto arrived = co_await endpoint_.arrival(from.peer, identity(m));
+                auto arrived = co_await endpoint_.arrival(from.peer, identity_of(m));
                 arrival& to = arrival_of(m);
                 to.value = tensor{*link.memory(), sizes_in(arrived.what), static_cast<dtype>(arrived.what.header[0])};
                 to.moved = endpoint_.accept(arrived, to.value.data(), link, measured());

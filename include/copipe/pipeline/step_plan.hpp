@@ -17,6 +17,12 @@
 
 namespace copipe {
 
+/// A message's number on the way between two ranks.
+[[nodiscard]] constexpr auto identity_of(message const& m) noexcept -> std::uint64_t {
+    return (std::uint64_t{m.from_stage} << 48U) | (std::uint64_t{m.to_stage} << 32U) |
+           static_cast<std::uint32_t>(m.micro_batch);
+}
+
 /// "The first `count` messages of `lane` have been posted."
 struct posted_receives {
     std::size_t lane = 0;
