@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One translation unit for all policies: the engine under them is the same, so that five cost little more than one.
+// The trainer whose ranks are threads, on the CPU.
 #include "gpt/trainer_under.hpp"
 
 #include <utility>

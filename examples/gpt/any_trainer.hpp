@@ -9,7 +9,7 @@
 #include "copipe/schedule/gpipe.hpp"
 #include "copipe/schedule/one_f_one_b.hpp"
 #include "copipe/schedule/sequential.hpp"
-#include "copipe/train/trainer.hpp"
+#include "copipe/train/planned_trainer.hpp"
 #include "gpt/corpus.hpp"
 
 #include <array>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A trainer of one policy and device behind the interface that all share.
+// A trainer of one device and transport behind the interface that all share; one serves all policies.
 #pragma once
 
 #include "gpt/any_trainer.hpp"
@@ -14,11 +14,12 @@
 
 namespace gpt {
 
-template <copipe::schedule_policy Policy, copipe::device Device, template <class> class Transport>
+template <copipe::device Device, template <class> class Transport>
 class trainer_under final : public any_trainer {
 public:
-    trainer_under(copipe::model<Device> const& model, copipe::trainer_options<Device> options, chosen_balancer decides)
-        : held_(model, std::move(options), {}, std::move(decides)) {}
+    trainer_under(copipe::step_plan plan, copipe::model<Device> const& model, copipe::trainer_options<Device> options,
+                  chosen_balancer decides)
+        : held_(std::move(plan), model, std::move(options), std::move(decides)) {}
 
     auto step(micro_batches const& data) -> copipe::step_report override { return held_.step(data); }
     auto fit(micro_batches const& data, copipe::steps until, copipe::fit_options const& options)
@@ -39,7 +40,7 @@ public:
     auto peak_memory(int rank) const -> std::size_t override { return held_.peak_memory(rank); }
 
 private:
-    copipe::trainer<Policy, Device, chosen_balancer, copipe::adamw, Transport> held_;
+    copipe::planned_trainer<Device, chosen_balancer, copipe::adamw, Transport> held_;
 };
 
 /// A trainer under the policy of that name.
@@ -47,10 +48,10 @@ template <copipe::device Device, template <class> class Transport = copipe::in_p
 [[nodiscard]] auto trainer_named(std::string_view policy, copipe::model<Device> const& model,
                                  copipe::trainer_options<Device> options, chosen_balancer decides)
     -> std::unique_ptr<any_trainer> {
-    return with_policy(policy, [&]<class Policy>(Policy) -> std::unique_ptr<any_trainer> {
-        return std::make_unique<trainer_under<Policy, Device, Transport>>(model, std::move(options),
-                                                                          std::move(decides));
-    });
+    copipe::shape const size{options.ranks, options.micro_batches};
+    return std::make_unique<trainer_under<Device, Transport>>(
+        with_policy(policy, [&](auto const& chosen) { return copipe::plan_step(chosen, size); }), model,
+        std::move(options), std::move(decides));
 }
 
 } // namespace gpt

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <numeric>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -81,6 +82,7 @@ struct rank_program {
 
 /// The programs of all ranks for a training step, and for an evaluation (the same walk, forwards only).
 struct step_plan {
+    std::string_view policy; ///< its name
     placement where;
     int micro_batches;
     std::vector<rank_program> training;
@@ -120,7 +122,8 @@ template <schedule_policy Policy>
     std::vector<program> trained = programs(policy, size);
     placement const where = policy.placed(size);
     if (verdict proof = verify(trained, where, size.micro_batches); !proof) throw schedule_error(std::move(proof));
-    step_plan plan{.where = where, .micro_batches = size.micro_batches, .training = {}, .evaluation = {}};
+    step_plan plan{
+        .policy = Policy::name, .where = where, .micro_batches = size.micro_batches, .training = {}, .evaluation = {}};
     std::vector<program> evaluated;
     for (program const& each : trained) evaluated.push_back(forward_only(each));
     int const per_stage = where.micro_batches_per_stage(size.micro_batches);
