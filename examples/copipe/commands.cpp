@@ -15,6 +15,8 @@
 #include "policies.hpp"
 
 #include <nlohmann/json.hpp>
+#include <sys/ioctl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -112,11 +114,13 @@ std::string listed(std::vector<int> const& numbers) {
     return text;
 }
 
-/// As many columns as the terminal has, where it says so.
+/// As many columns as the user asks for, or as the terminal has.
 std::size_t terminal_columns() {
     char const* const told = std::getenv("COLUMNS");
-    int const columns = told ? std::atoi(told) : 0;
-    return columns >= 20 ? static_cast<std::size_t>(columns) : 100;
+    int columns = told ? std::atoi(told) : 0;
+    winsize window{};
+    if (columns < 20 && ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &window) == 0) columns = window.ws_col;
+    return columns >= 20 ? static_cast<std::size_t>(columns) : 80;
 }
 
 std::string printed(double value) {
@@ -155,6 +159,7 @@ prediction predict(known_schedule const& known, Costs const& costs) {
                      .idle = {}};
     found.told = evaluate(known.file.programs, known.where, known.micro_batches, costs,
                           [&](span const& each) { found.spans[static_cast<std::size_t>(each.rank)].push_back(each); });
+    if (!std::isfinite(found.told.makespan)) throw usage_error("the costs add up to more than a number can hold");
     step_graph const graph(found.spans, known.where);
     found.critical_path = graph.critical_path();
     found.idle = graph.idle();

@@ -6,6 +6,7 @@
 #include "policies.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <iostream>
 #include <string>
@@ -74,14 +75,19 @@ int compare_policies(options const& asked) {
     });
     text_table table;
     table.row({"policy", "makespan", "longest rank", "bubble", "activations", "parameters"});
+    row const& best = rows.front();
+    // Four digits of the shortest step at least, so that seconds can be told apart however short they are.
+    double const digits = best.makespan > 0 ? 3 - std::floor(std::log10(best.makespan)) : 2;
+    auto const time = [places = static_cast<int>(std::clamp(digits, 2.0, 15.0))](double value) {
+        return decimal(value, places);
+    };
     for (row const& each : rows)
-        table.row({std::string(each.policy), decimal(each.makespan, 2), decimal(each.longest, 2), percent(each.bubble),
+        table.row({std::string(each.policy), time(each.makespan), time(each.longest), percent(each.bubble),
                    decimal(each.activations, 1), std::to_string(each.copies) + "x"});
     std::cout << table.text() << "\nActivations: the most on any rank, in those of a 1F1B stage.\n";
     for (std::string const& each : refusals) std::cout << "left out: " << each << '\n';
 
-    row const& best = rows.front();
-    std::cout << best.policy << " wins with the shortest step, " << decimal(best.makespan, 2) << ".\n";
+    std::cout << best.policy << " wins with the shortest step, " << time(best.makespan) << ".\n";
     for (row const& each : rows) {
         bool const close = each.makespan <= 1.02 * best.makespan;
         if (!close || (each.copies >= best.copies && each.activations >= best.activations)) continue;

@@ -6,6 +6,18 @@
 #include <exception>
 #include <iostream>
 #include <new>
+#include <string>
+
+namespace {
+
+/// A message as one line: whatever a name or an argument holds must not end it or speak to the terminal.
+std::string one_line(std::string text) {
+    for (char& each : text)
+        if (static_cast<unsigned char>(each) < ' ' || each == 127) each = '?';
+    return text;
+}
+
+} // namespace
 
 int main(int count, char** arguments) {
     try {
@@ -23,7 +35,7 @@ int main(int count, char** arguments) {
     } catch (std::bad_alloc const&) {
         std::cerr << "copipe: this step does not fit into memory\n";
     } catch (std::exception const& wrong) {
-        std::cerr << "copipe: " << wrong.what() << '\n';
+        std::cerr << "copipe: " << one_line(wrong.what()) << '\n';
     }
     return 2;
 }

@@ -134,14 +134,14 @@ private:
     options& to_;
 };
 
-/// Throws `usage_error` unless the first word is a command or an option.
+/// Throws `usage_error` unless the first word is a command or an option of the program itself.
 void require_command(CLI::App const& app, std::string const& first) {
     std::string names;
     for (auto const* each : app.get_subcommands([](CLI::App const*) { return true; })) {
         if (each->get_name() == first) return;
         names += (names.empty() ? "" : ", ") + each->get_name();
     }
-    if (first.starts_with('-')) return;
+    if (!first.empty() && app.get_option_no_throw(first)) return;
     throw usage_error((first.empty() ? "a command is missing" : "there is no command " + first) + "; choose one of " +
                       names + " (--help tells more)");
 }

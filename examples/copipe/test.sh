@@ -47,6 +47,8 @@ expect 0 '^dualpipe wins' compare --ranks 8 --micro-batches 16 --overlap 2.1
 expect 0 '^dualpipe_v +45\.10 ' compare --ranks 8 --micro-batches 16 --overlap 2.1
 expect 0 '^interleaved_overlapped +48\.15 ' compare --ranks 8 --micro-batches 16 --overlap 2.1
 expect 0 '^interleaved +58\.50 ' compare --ranks 8 --micro-batches 16
+expect 0 '^one_f_one_b +0\.00006900 ' compare --ranks 8 --micro-batches 16 --forward 1e-6 --backward-input 1e-6 --weight 1e-6
+expect 0 '^rank 3 .{1,73}$' schedule --policy zb_v --ranks 4 --micro-batches 64 --format text
 expect 0 'Usage: copipe' --help
 expect 0 'Usage: copipe check' check --help
 
@@ -60,10 +62,15 @@ expect 1 'as a single placement' check "$scratch/dualpipe_v.csv" --placement sin
 
 # Bad input: exit code 2 and one line that says where.
 expect 2 'bad\.csv:2:5: .1X0. is no action' check "$(file bad.csv '0F0,0B0\n1F0,1X0\n')"
+expect 2 "'0F0.x1b\[2J' is no action" check "$(file escape.csv '0F0\x1b[2J\n')"
+expect 2 "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\.\.\.' is no action" \
+    check "$(file long.csv "$(printf 'a%.0s' {1..9999})")"
+expect 2 'not 8.9$' schedule --policy gpipe --ranks 4 --micro-batches $'8\n9'
 expect 2 'no schedule' check "$(file empty.csv '')"
 expect 2 'cannot read' check "$scratch/missing.csv"
 expect 2 'folder' check "$scratch"
 expect 2 'no command' draw
+expect 2 'no command --draw' --draw
 expect 2 'command is missing'
 expect 2 'there is no nope; choose one of' schedule --policy nope --ranks 4 --micro-batches 8
 expect 2 'even number of ranks' schedule --policy dualpipe --ranks 3 --micro-batches 8
@@ -73,8 +80,16 @@ expect 2 'actions' schedule --policy gpipe --ranks 60000 --micro-batches 9000000
 expect 2 'has 1 stage on each rank' schedule --policy gpipe --ranks 4 --micro-batches 8 --chunks 2
 expect 2 '2:7: this is not JSON' simulate --policy gpipe --ranks 2 --micro-batches 2 \
     --costs "$(file broken.json '{"forward": 1,\n "x": }')"
-expect 2 'no key "forwrd"' simulate --policy gpipe --ranks 2 --micro-batches 2 \
+expect 2 'typo\.json:1:2: there is no key "forwrd"' simulate --policy gpipe --ranks 2 --micro-batches 2 \
     --costs "$(file typo.json '{"forwrd": 1}')"
+expect 2 'huge\.json:2:12: the number that ends here is too large' simulate --policy gpipe --ranks 2 --micro-batches 2 \
+    --costs "$(file huge.json '{"forward":\n  [1, 1e400]}')"
+expect 2 'sum\.json:2:1: "weight" must be one number or 2, not 3' simulate --policy gpipe --ranks 2 --micro-batches 2 \
+    --costs "$(file sum.json '{"forward": 1,\n"weight": [1, 2, 3]}')"
+expect 2 'far\.json:1:35: "to": rank 0 sends nothing to rank 2' simulate --policy gpipe --ranks 3 --micro-batches 2 \
+    --costs "$(file far.json '{"links": [{"from": 0, "to": 1}, {"to": 2, "from": 0}]}')"
+expect 2 'more than a number can hold' simulate --policy gpipe --ranks 2 --micro-batches 2 \
+    --costs "$(file sums.json '{"forward": 1e308, "weight": 1e308}')"
 expect 2 'excludes' simulate --policy gpipe --ranks 2 --micro-batches 2 --costs "$costs" --forward 2
 
 # The commands of headers of their own.

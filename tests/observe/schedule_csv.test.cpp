@@ -71,6 +71,10 @@ TEST_CASE("what is no schedule is refused with line and column") {
     CHECK(refusal_of("65535F0") == "file.csv:1:1: there are at most 65535 stages");
     CHECK(refusal_of("0F123456789012") == "file.csv:1:1: the number in '123456789012' is too large");
     CHECK(refusal_of("0SEND_B0") == "file.csv:1:1: stage 0 has no neighbour on that side");
+    CHECK(refusal_of("0F\x1b[2J") == "file.csv:1:1: " + no_action("0F\\x1b[2J")); // shown, not sent to the terminal
+    CHECK(refusal_of(std::string{"0F0,\0", 5}) == "file.csv:1:5: " + no_action("\\x00"));
+    CHECK(refusal_of("\xef\xbb\xbf" "0F0") == "file.csv:1:1: " + no_action("\\xef\\xbb\\xbf0F0"));
+    CHECK(refusal_of(std::string(1000, 'a')) == "file.csv:1:1: " + no_action(std::string(48, 'a') + "..."));
     CHECK(refusal_of("0F0,(0F1;0B0)") ==
           "file.csv:1:5: '(0F1;0B0)' is no pair; expected a form such as (3F1;4B0)OVERLAP_F_B");
     for (std::string const pair :

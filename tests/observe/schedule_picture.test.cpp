@@ -45,7 +45,9 @@ TEST_CASE("a step that takes no time at all still has a picture") {
     uniform_costs const nothing{.forward = 0, .input = 0, .weight = 0};
     auto const spans = timeline(programs(one_f_one_b{}, {2, 2}), placement::single(2), 2, nothing);
     CHECK(to_text(spans).starts_with("rank 0 "));
-    CHECK(to_svg(spans, placement::single(2), "nothing").find("nan") == std::string::npos);
+    std::string const svg = to_svg(spans, placement::single(2), "nothing");
+    CHECK(svg.find("nan") == std::string::npos);
+    CHECK(svg.find(" width=\"788\" ") != std::string::npos); // room for the legend
 }
 
 TEST_CASE("the SVG picture draws every chunk once, halves of pairs apart, and a memory curve per rank") {

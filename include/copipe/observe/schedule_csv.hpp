@@ -101,7 +101,7 @@ private:
         if (token.front() == '(') {
             own.push_back(pair(token));
         } else if (auto const found = parse(token); !found) {
-            fail("'" + std::string(token) + "' is no action; expected stage, operation and micro-batch such as 3F0");
+            fail(quoted(token) + " is no action; expected stage, operation and micro-batch such as 3F0");
         } else if (std::string_view const what = found->operation; what.size() == 1) {
             own.push_back(chunk_of(*found));
         } else if (what.starts_with("SEND") || what.starts_with("RECV")) {
@@ -113,12 +113,11 @@ private:
         constexpr std::string_view ending = ")OVERLAP_F_B";
         std::size_t const middle = token.find(';');
         if (middle == std::string_view::npos || !token.ends_with(ending))
-            fail("'" + std::string(token) + "' is no pair; expected a form such as (3F1;4B0)OVERLAP_F_B");
+            fail(quoted(token) + " is no pair; expected a form such as (3F1;4B0)OVERLAP_F_B");
         auto const first = parse(token.substr(1, middle - 1));
         auto const second = parse(token.substr(middle + 1, token.size() - ending.size() - middle - 1));
         if (!first || !second || first->operation != "F" || second->operation != "B")
-            fail("'" + std::string(token) +
-                 "' does not pair a forward with a full backward, as (3F1;4B0)OVERLAP_F_B does");
+            fail(quoted(token) + " does not pair a forward with a full backward, as (3F1;4B0)OVERLAP_F_B does");
         return {chunk_of(*first), chunk_of(*second)};
     }
 
@@ -154,7 +153,7 @@ private:
         if (token.empty() || token.front() < '0' || token.front() > '9') return false;
         auto const [end, problem] = std::from_chars(token.data(), token.data() + token.size(), number);
         if (problem != std::errc{} || number > 99'999'999)
-            fail("the number in '" + std::string(token) + "' is too large");
+            fail("the number in " + quoted(token) + " is too large");
         token.remove_prefix(static_cast<std::size_t>(end - token.data()));
         return true;
     }
@@ -174,6 +173,22 @@ private:
                  forward ? flow::forward : flow::backward},
                 send,
                 after};
+    }
+
+    /// A piece of the file for an error message: what is no printable ASCII as its code, so that it can be seen and
+    /// does nothing to a terminal.
+    static std::string quoted(std::string_view token) {
+        constexpr std::size_t shown = 48;
+        std::string text = "'";
+        for (char const c : token.substr(0, shown)) {
+            constexpr std::string_view hex = "0123456789abcdef";
+            auto const code = static_cast<unsigned char>(c);
+            if (c >= ' ' && c <= '~')
+                text += c;
+            else
+                text.append("\\x").append(1, hex[code / 16U]).append(1, hex[code % 16U]);
+        }
+        return text + (token.size() > shown ? "...'" : "'");
     }
 
     static bool is_blank(char c) { return c == ' ' || c == '\t' || c == '\r'; }

@@ -31,7 +31,7 @@ public:
                 if (is_drawn(each) && each.seconds() > 0)
                     shortest = shortest > 0 ? std::min(shortest, each.seconds()) : each.seconds();
             }
-        if (end_ > 0) scale_ = std::clamp(end_ / shortest * 20, 700.0, 2400.0) / end_;
+        if (end_ > 0) scale_ = std::clamp(end_ / shortest * 20, least, 2400.0) / end_;
         for (auto const& spans : ranks) {
             memory_.push_back(memory_curve(spans));
             for (memory_level const& at : memory_.back()) peak_ = std::max(peak_, at.level);
@@ -39,7 +39,7 @@ public:
     }
 
     [[nodiscard]] std::string svg() {
-        double const width = left + end_ * scale_ + right;
+        double const width = left + std::max(end_ * scale_, least) + right;
         double const rows_end = top + static_cast<double>(ranks_.size()) * row;
         double const height = rows_end + axis + memory_height + axis;
         head(width, height);
@@ -53,6 +53,7 @@ public:
 
 private:
     static constexpr double left = 64, right = 24, top = 72, row = 30, box = 24, axis = 40, memory_height = 110;
+    static constexpr double least = 700; ///< a legend needs as much
 
     static bool is_drawn(span const& each) { return each.kind <= span_kind::overlapped_backward; }
 
