@@ -47,7 +47,8 @@ expect 0 '^dualpipe wins' compare --ranks 8 --micro-batches 16 --overlap 2.1
 expect 0 '^dualpipe_v +45\.10 ' compare --ranks 8 --micro-batches 16 --overlap 2.1
 expect 0 '^interleaved_overlapped +48\.15 ' compare --ranks 8 --micro-batches 16 --overlap 2.1
 expect 0 '^interleaved +58\.50 ' compare --ranks 8 --micro-batches 16
-expect 0 '^one_f_one_b +0\.00006900 ' compare --ranks 8 --micro-batches 16 --forward 1e-6 --backward-input 1e-6 --weight 1e-6
+expect 0 '^one_f_one_b +0\.00006900 ' compare --ranks 8 --micro-batches 16 \
+    --forward 1e-6 --backward-input 1e-6 --weight 1e-6
 expect 0 '^rank 3 .{1,73}$' schedule --policy zb_v --ranks 4 --micro-batches 64 --format text
 expect 0 'Usage: copipe' --help
 expect 0 'Usage: copipe check' check --help
