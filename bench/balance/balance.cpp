@@ -22,7 +22,7 @@ using namespace bench;
 class oracle {
 public:
     partition operator()(scenario const& of, int step) {
-        copipe::measurements truth{.where = copipe::placement::single(of.ranks)};
+        copipe::measurements truth{.where = {.ranks = of.ranks}};
         for (int layer = 0; layer < of.layers; ++layer) truth.layers.push_back(of.cost(step, layer));
         for (int rank = 0; rank < of.ranks; ++rank) truth.slowness.push_back(of.slowness(step, rank));
         auto const problem = copipe::problem_of(truth, truth.layers);
@@ -59,7 +59,7 @@ private:
         return best;
     }
     [[nodiscard]] double seconds(scenario const& of, copipe::measurements const& truth, row<int> const& bounds) const {
-        copipe::cost_table costs{.where = truth.where, .stages = {}};
+        copipe::cost_table costs{.where = copipe::placement::single(of.ranks), .stages = {}};
         for (int rank = 0; rank < of.ranks; ++rank) {
             copipe::cost_table::stage_cost sum{0, 0, 0};
             for (int layer = bounds[rank]; layer < bounds[rank + 1]; ++layer) {
@@ -69,7 +69,7 @@ private:
             }
             costs.stages.push_back(sum);
         }
-        return copipe::evaluate(programs_, truth.where, of.micro_batches, costs).makespan;
+        return copipe::evaluate(programs_, costs.where, of.micro_batches, costs).makespan;
     }
 
     std::optional<partition> best_;

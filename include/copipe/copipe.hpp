@@ -30,7 +30,6 @@
 #include "copipe/model/layer.hpp"
 #include "copipe/model/parameter.hpp"
 #include "copipe/model/partition.hpp"
-#include "copipe/model/recomputed.hpp"
 #include "copipe/model/stage.hpp"
 #include "copipe/model/tensor.hpp"
 #include "copipe/observe/chrome_trace.hpp"

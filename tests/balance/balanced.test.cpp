@@ -9,12 +9,13 @@
 #include <random>
 
 using namespace copipe;
+using enum stage_order;
 
 namespace {
 
 /// A training run that takes no time: what its layers cost and how slow its ranks are, step by step.
 struct world {
-    placement where;
+    stage_map where;
     int layers, micro_batches;
     std::function<double(int step, int layer)> cost;
     std::function<double(int step, int rank)> slow = [](int, int) { return 1.0; };
@@ -25,9 +26,10 @@ struct world {
     /// One micro-batch on each rank.
     [[nodiscard]] row<double> ranks(int step, partition const& cut) const {
         row<double> times(where.ranks);
-        for (int stage = 0; stage < where.stages(); ++stage)
-            for (int i = cut.first(where.model_stage(stage)); i < cut.last(where.model_stage(stage)); ++i)
-                times[where.rank_of(stage)] += cost(step, i) * slow(step, where.rank_of(stage));
+        for (int copy = 0; copy < where.copies(); ++copy)
+            for (int stage = 0; stage < where.stages(); ++stage)
+                for (int i = cut.first(stage), rank = where.rank_of(stage, copy); i < cut.last(stage); ++i)
+                    times[rank] += cost(step, i) * slow(step, rank);
         return times;
     }
     [[nodiscard]] double slowest(int step, partition const& cut) const {
@@ -35,7 +37,7 @@ struct world {
     }
     [[nodiscard]] double seconds(int step, partition const& cut) const {
         auto const times = ranks(step, cut);
-        double const first = where.kind == layout::single ? std::accumulate(times.begin(), times.end(), 0.0)
+        double const first = where.order == single ? std::accumulate(times.begin(), times.end(), 0.0)
                                                           : slowest(step, cut);
         return first + (micro_batches - 1) * slowest(step, cut);
     }
@@ -43,7 +45,7 @@ struct world {
         std::vector<partition> all;
         std::vector<int> bounds{0};
         auto const extend = [&](auto const& self) -> void {
-            int const left = where.model_stages() - static_cast<int>(bounds.size()) + 1;
+            int const left = where.stages() - static_cast<int>(bounds.size()) + 1;
             if (left == 0) {
                 if (bounds.back() == layers) all.push_back(partition::given(bounds, layers));
                 return;
@@ -72,9 +74,9 @@ outcome train(world const& w, Balancer& decide, partition start, int steps, int 
     std::mt19937_64 random(w.seed);
     std::normal_distribution<double> normal;
     for (int step = 0; step < steps; ++step) {
-        for (int stage = 0; stage < w.where.stages(); ++stage) {
-            int const part = w.where.model_stage(stage), rank = w.where.rank_of(stage);
-            for (int i = done.last.first(part); i < done.last.last(part); ++i)
+        for (int at = 0; at < w.where.copies() * w.where.stages(); ++at) {
+            int const stage = at % w.where.stages(), rank = w.where.rank_of(stage, at / w.where.stages());
+            for (int i = done.last.first(stage); i < done.last.last(stage); ++i)
                 for (pass const what : {pass::forward, pass::backward_input, pass::backward_weight})
                     seen.record(rank, i, what,
                                 w.cost(step, i) * w.slow(step, rank) / 3 * (1 + w.noise * normal(random)));
@@ -119,16 +121,15 @@ auto const equal = [](int, int) { return 1.0; };
 TEST_CASE("layers move to the best partition of all there are, on every placement") {
     std::mt19937_64 random(5);
     for (int round = 0; round < 60; ++round) {
-        row<placement> const ways{placement::single(2), placement::loop(2, 2), placement::v(2),
-                                  placement::bidirectional(4), placement::single(4)};
-        placement const where = ways[round % 5];
+        row<stage_map> const ways{{single, 2}, {loop, 2, 2}, {v, 2}, {bidirectional, 4}, {single, 4}};
+        stage_map const where = ways[round % 5];
         int const layers = 4 + static_cast<int>(random() % 5);
         world const w{where, layers, 8, steady(any_costs(random, layers, 0.1, 2)),
                       steady(any_costs(random, where.ranks, 1, 3))};
         double least = 1e9;
         for (auto const& each : w.partitions()) least = std::min(least, w.slowest(0, each));
         balanced decide{{.check_every = 10, .slack = 0, .caution = 0}};
-        auto const done = train(w, decide, partition::even(layers, where.model_stages()), 200);
+        auto const done = train(w, decide, partition::even(layers, where.stages()), 200);
         INFO("round " << round << ", " << layers << " layers: " << decide.last_decision().text());
         CHECK(w.slowest(0, done.last) == Approx(least).epsilon(1e-3)); // slowness is known in thousandths
         CHECK(done.moves.size() <= 1);
@@ -138,7 +139,7 @@ TEST_CASE("layers move to the best partition of all there are, on every placemen
 TEST_CASE("of partitions near the best, layers move to the one that moves the fewest bytes") {
     std::mt19937_64 random(6);
     for (int round = 0; round < 40; ++round) {
-        world const w{placement::single(3), 12, 8, steady(any_costs(random, 12, 0.5, 1.5))};
+        world const w{{single, 3}, 12, 8, steady(any_costs(random, 12, 0.5, 1.5))};
         auto const start = partition::given({0, 2, 4, 12}, 12);
         auto const moving = [&](partition const& to) {
             int count = 0;
@@ -162,7 +163,7 @@ TEST_CASE("of partitions near the best, layers move to the one that moves the fe
 }
 
 TEST_CASE("no plan needs more memory than a rank has, and where none fits nothing moves") {
-    measurements seen{.step = 10, .where = placement::single(2), .micro_batches = 4};
+    measurements seen{.step = 10, .where = {single, 2}, .micro_batches = 4};
     seen.layers = seen.held_out = {{1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {9, 9, 9}};
     seen.slowness = {1, 1};
     seen.step_seconds = 1;
@@ -189,7 +190,7 @@ TEST_CASE("for one change, at most the cost of a move is lost against knowing th
         auto const before = any_costs(random, 9, 0.5, 1.5), after = any_costs(random, 9, 0.2, 2);
         int const change = 20 + static_cast<int>(random() % 40), steps = change + static_cast<int>(random() % 400);
         int const every = 1 + static_cast<int>(random() % 10);
-        world w{placement::single(3), 9, 4,
+        world w{{single, 3}, 9, 4,
                 [&](int step, int at) { return (step < change ? before : after)[static_cast<std::size_t>(at)]; }};
         auto const all = w.partitions();
         auto const at_first = *std::ranges::min_element(all, {}, [&](auto const& each) { return w.slowest(0, each); });
@@ -214,7 +215,7 @@ TEST_CASE("for one change, at most the cost of a move is lost against knowing th
 }
 
 TEST_CASE("a dearer move waits until staying has cost as much, however long all was well") {
-    world w{placement::single(2), 8, 4, [](int step, int layer) { return step >= 1000 && layer < 2 ? 3.0 : 1.0; }};
+    world w{{single, 2}, 8, 4, [](int step, int layer) { return step >= 1000 && layer < 2 ? 3.0 : 1.0; }};
     w.noise = 0.02;
     for (double const pause : {200, 400, 1000}) {
         w.pause = pause;
@@ -234,16 +235,16 @@ TEST_CASE("on a stable noisy run nothing moves in thousands of looks") {
     uneven[0] = 1.7;
     uneven[60] = 2.3;
     std::vector<world> const worlds{
-        {placement::single(8), 61, 32, steady(uneven), equal, 0.05},
-        {placement::single(2), 24, 8, steady(any_costs(random, 24, 0.5, 1.5)), equal, 0.02},
-        {placement::bidirectional(4), 16, 16, equal, equal, 0.1},
-        {placement::v(3), 20, 8, equal, steady({1, 2, 1.3}), 0.03},
+        {{single, 8}, 61, 32, steady(uneven), equal, 0.05},
+        {{single, 2}, 24, 8, steady(any_costs(random, 24, 0.5, 1.5)), equal, 0.02},
+        {{bidirectional, 4}, 16, 16, equal, equal, 0.1},
+        {{v, 3}, 20, 8, equal, steady({1, 2, 1.3}), 0.03},
     };
     for (world const& w : worlds) {
         balanced settle{{.check_every = 10, .slack = 0, .caution = 0}}, decide{{.check_every = 5}};
         world exact = w;
         exact.noise = 0;
-        auto const start = train(exact, settle, partition::even(w.layers, w.where.model_stages()), 100).last;
+        auto const start = train(exact, settle, partition::even(w.layers, w.where.stages()), 100).last;
         auto const done = train(w, decide, start, 15'000); // 3,000 looks
         INFO(w.layers << " layers on " << w.where.ranks << " ranks, last: " << decide.last_decision().text());
         CHECK(done.moves.empty());
@@ -255,7 +256,7 @@ TEST_CASE("expert loads that jitter from step to step cost less than 1 % of what
         std::mt19937_64 random(seed);
         std::vector<std::vector<double>> loads;
         for (int step = 0; step < 3000; ++step) loads.push_back(any_costs(random, 32, 0.4, 1.6));
-        world const w{placement::single(8), 64, 32, [&](int step, int layer) {
+        world const w{{single, 8}, 64, 32, [&](int step, int layer) {
                           return layer % 2 ? loads[static_cast<std::size_t>(step)][static_cast<std::size_t>(layer / 2)]
                                            : 1;
                       }};
@@ -271,7 +272,7 @@ TEST_CASE("expert loads that jitter from step to step cost less than 1 % of what
 
 TEST_CASE("a rank that throttles and recovers again and again makes layers move ever more rarely") {
     for (int const period : {4, 20, 50, 120}) {
-        world w{placement::single(8), 64, 32, equal, [&](int step, int rank) {
+        world w{{single, 8}, 64, 32, equal, [&](int step, int rank) {
                     return rank == 3 && step / period % 2 == 1 ? 2.0 : 1.0;
                 }};
         w.pause = 2 * w.seconds(0, partition::even(64, 8));
@@ -287,14 +288,14 @@ TEST_CASE("a rank that throttles and recovers again and again makes layers move 
 }
 
 TEST_CASE("steps that take far too long, on any number of ranks, move nothing") {
-    world const w{placement::single(4), 16, 8, equal,
+    world const w{{single, 4}, 16, 8, equal,
                   [](int step, int rank) { return step % 9 == 4 ? (rank == step % 4 ? 1000.0 : 40.0) : 1.0; }};
     balanced decide{{.check_every = 5}};
     CHECK(train(w, decide, partition::even(16, 4), 1000).moves.empty());
 }
 
 TEST_CASE("a plan that wins only on the measurements that it was fitted to is not taken") {
-    measurements seen{.step = 100, .where = placement::single(2), .micro_batches = 4};
+    measurements seen{.step = 100, .where = {single, 2}, .micro_batches = 4};
     seen.layers = {{4, 4, 4}, {4, 4, 4}, {1, 1, 1}, {1, 1, 1}};
     seen.held_out = {{1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}};
     seen.slowness = {1, 1};
@@ -311,10 +312,10 @@ TEST_CASE("a plan that wins only on the measurements that it was fitted to is no
 
 TEST_CASE("the bytes of a move are those of the busiest rank, both copies of a layer counted") {
     row<std::size_t> const bytes{1, 2, 4, 8};
-    CHECK(busiest_transfer(placement::single(2), {0, 2, 4}, {0, 2, 4}, bytes) == 0);
-    CHECK(busiest_transfer(placement::single(2), {0, 2, 4}, {0, 3, 4}, bytes) == 4);
-    CHECK(busiest_transfer(placement::single(3), {0, 1, 2, 4}, {0, 2, 3, 4}, bytes) == 4); // each passes one on
-    CHECK(busiest_transfer(placement::v(2), {0, 1, 2, 3, 4}, {0, 1, 2, 3, 4}, bytes) == 0);
-    // 1|2|4 8|. of DualPipe on four ranks: layer 2 goes from stage 2 to 1, so from rank 2 to 1 and from rank 1 to 2
-    CHECK(busiest_transfer(placement::bidirectional(2), {0, 2, 4}, {0, 3, 4}, bytes) == 4);
+    CHECK(busiest_transfer(stage_map{single, 2}, {0, 2, 4}, {0, 2, 4}, bytes) == 0);
+    CHECK(busiest_transfer(stage_map{single, 2}, {0, 2, 4}, {0, 3, 4}, bytes) == 4);
+    CHECK(busiest_transfer(stage_map{single, 3}, {0, 1, 2, 4}, {0, 2, 3, 4}, bytes) == 4); // each passes one on
+    CHECK(busiest_transfer(stage_map{v, 2}, {0, 1, 2, 3, 4}, {0, 1, 2, 3, 4}, bytes) == 0);
+    // DualPipe on two ranks: layer 2 goes from stage 1 to 0, so from rank 1 to 0 and from rank 0 to 1
+    CHECK(busiest_transfer(stage_map{bidirectional, 2}, {0, 2, 4}, {0, 3, 4}, bytes) == 4);
 }

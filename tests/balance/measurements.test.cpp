@@ -9,27 +9,27 @@
 #include <vector>
 
 using namespace copipe;
+using enum stage_order;
 
 namespace {
 
 /// What layers cost and how slow ranks are, fed to a window of 10 steps.
 struct run {
-    placement where;
+    stage_map where;
     row<pass_times> costs;
     row<double> slowness;
     bool probes = false;
     measurement_window seen{costs.count(), where, 4, 10};
     std::uint64_t step = 0;
 
-    /// The part of the model that a layer is in; layers spread evenly.
-    [[nodiscard]] int part_of(int layer) const { return layer * where.model_stages() / costs.count(); }
+    /// The stage that a layer is in; layers spread evenly.
+    [[nodiscard]] int stage_of(int layer) const { return layer * where.stages() / costs.count(); }
 
     void steps(int count, double factor = 1) {
         for (int k = 0; k < count; ++k) {
-            for (int stage = 0; stage < where.stages(); ++stage)
+            for (int copy = 0; copy < where.copies(); ++copy)
                 for (int layer = 0; layer < costs.count(); ++layer) {
-                    if (part_of(layer) != where.model_stage(stage)) continue;
-                    int const rank = where.rank_of(stage);
+                    int const rank = where.rank_of(stage_of(layer), copy);
                     double const times = factor * slowness[rank];
                     for (int m = 0; m < 4; ++m) {
                         seen.record(rank, layer, pass::forward, times * costs[layer].forward);
@@ -67,7 +67,7 @@ row<pass_times> uneven(int layers) {
 } // namespace
 
 TEST_CASE("measurements tell each layer's passes, and nothing before the window is full") {
-    run one{placement::single(3), uneven(6), {1, 1, 1}};
+    run one{{single, 3}, uneven(6), {1, 1, 1}};
     one.steps(9);
     CHECK_FALSE(one.seen.summary());
     one.steps(1);
@@ -75,13 +75,13 @@ TEST_CASE("measurements tell each layer's passes, and nothing before the window 
     auto const found = one.seen.summary();
     CHECK(found->step == 10);
     CHECK(found->micro_batches == 4);
-    CHECK(found->where == placement::single(3));
+    CHECK(found->where == stage_map{single, 3});
     CHECK(found->step_seconds == 10);
 }
 
 TEST_CASE("outlier steps change nothing that is measured, probes among them included") {
     for (bool const probes : {false, true}) {
-        run one{placement::single(2), uneven(4), {1, 1.75}};
+        run one{{single, 2}, uneven(4), {1, 1.75}};
         one.probes = true;
         one.steps(10);
         one.agrees();
@@ -96,7 +96,7 @@ TEST_CASE("outlier steps change nothing that is measured, probes among them incl
 }
 
 TEST_CASE("held-out costs come from other steps than those that the costs come from") {
-    run one{placement::single(2), uneven(4), {1, 1}};
+    run one{{single, 2}, uneven(4), {1, 1}};
     for (int k = 0; k < 5; ++k) {
         one.costs[3].forward = 4;
         one.steps(1);
@@ -109,7 +109,7 @@ TEST_CASE("held-out costs come from other steps than those that the costs come f
 }
 
 TEST_CASE("probes tell slow ranks from costly layers from the start") {
-    run one{placement::loop(2, 2), uneven(8), {3, 2}};
+    run one{{loop, 2, 2}, uneven(8), {3, 2}};
     one.probes = true;
     one.steps(10);
     one.agrees();
@@ -120,7 +120,7 @@ TEST_CASE("probes tell slow ranks from costly layers from the start") {
 }
 
 TEST_CASE("without probes, a rank whose layers all change by one factor has changed itself") {
-    run one{placement::single(3), uneven(6), {1, 1, 1}};
+    run one{{single, 3}, uneven(6), {1, 1, 1}};
     one.steps(10);
     one.agrees();
     one.slowness[1] = 2;
@@ -133,7 +133,7 @@ TEST_CASE("without probes, a rank whose layers all change by one factor has chan
 }
 
 TEST_CASE("without probes, layers that change otherwise than all others on their rank have changed themselves") {
-    run one{placement::single(3), uneven(6), {1, 1, 1}};
+    run one{{single, 3}, uneven(6), {1, 1, 1}};
     one.steps(10);
     one.agrees();
     one.costs[2].forward *= 3; // one layer of two in one pass
@@ -144,7 +144,7 @@ TEST_CASE("without probes, layers that change otherwise than all others on their
 }
 
 TEST_CASE("two ranks with copies of the same layers are told apart without probes, and from layers that change") {
-    run one{placement::bidirectional(4), uneven(4), {1, 1, 2, 1}};
+    run one{{bidirectional, 4}, uneven(4), {1, 1, 2, 1}};
     one.steps(10);
     one.agrees();
     one.slowness = {3, 1, 2, 1};
@@ -157,7 +157,7 @@ TEST_CASE("two ranks with copies of the same layers are told apart without probe
 }
 
 TEST_CASE("after layers have moved the window fills anew, and ranks stay as slow as they were") {
-    run one{placement::single(2), uneven(4), {1, 1}};
+    run one{{single, 2}, uneven(4), {1, 1}};
     one.steps(10);
     one.agrees();
     one.slowness[1] = 2;
@@ -179,7 +179,7 @@ TEST_CASE("after layers have moved the window fills anew, and ranks stay as slow
 }
 
 TEST_CASE("recording a step allocates nothing") {
-    run one{placement::v(4), uneven(16), {1, 1, 2, 1}};
+    run one{{v, 4}, uneven(16), {1, 1, 2, 1}};
     one.probes = true;
     one.steps(10);
     auto const before = heap_allocations.load();

@@ -194,3 +194,41 @@ TEST_CASE("what a micro-batch saved is dropped with drop, slot by slot") {
     one.drop(1);
     CHECK(prototype.alive.use_count() == 4);
 }
+
+TEST_CASE("a layer told to recompute keeps nothing but its input, and runs forward again before its backward") {
+    host_device dev{host_execution::inline_};
+    host_stream& s = dev.open_stream("s");
+    executor exec;
+    std::string log;
+    plain functions;
+    functions.log = &log;
+    coroutines awaiting;
+    awaiting.log = &log;
+    counted saving;
+    model<host_device> layers;
+    layers.add(functions).add(awaiting).add(saving);
+    host c{.stream = s};
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+        any_layer<host_device> one = layers.make(i);
+        one.reserve(2);
+        auto const saved = [&] { return saving.alive.use_count(); };
+        auto const before = saved();
+        auto const body = [&](bool again) -> task<bool> {
+            log.clear();
+            one.recompute(again);
+            tensor const x = c.make({2});
+            tensor const y = co_await one.forward(c, 1, x);
+            bool right = saved() == before + (i == 2 && !again ? 1 : 0);
+            tensor const dx = co_await one.backward_input(c, 1, y);
+            right = right && saved() == before + (i == 2 ? 1 : 0);
+            co_await one.backward_weight(c, 1);
+            one.drop(1);
+            co_return right && saved() == before && dx.data() == x.data();
+        };
+        for (bool const again : {true, false, true}) {
+            CHECK(run(exec, body(again)));
+            if (i < 2) CHECK(log == (again ? "FFIW" : "FIW"));
+            CHECK(dev.memory_in_use() == 0);
+        }
+    }
+}

@@ -46,11 +46,10 @@ struct decision {
 /// What the measurements say of a model and its ranks, as a problem for solve_partition; costs from `layers`, in
 /// billionths of their sum, slowness in thousandths. Memory is left out for `loop`, whose solver knows no limits.
 [[nodiscard]] inline partition_problem problem_of(measurements const& seen, row<pass_times> const& layers) {
-    using enum stage_order;
-    auto found = seen.where.kind == layout::loop ? partition_problem{} : seen.memory;
-    found.order = std::array{single, loop, v, bidirectional}[static_cast<std::size_t>(seen.where.kind)];
+    auto found = seen.where.order == stage_order::loop ? partition_problem{} : seen.memory;
+    found.order = seen.where.order;
     found.ranks = seen.where.ranks;
-    found.stages_per_rank = seen.where.per_rank;
+    found.stages_per_rank = seen.where.stages_per_rank;
     found.loop_limit = 1 << 14; // while training waits
     if (!found.capacity.empty()) found.parameters.assign(seen.bytes.begin(), seen.bytes.end());
     double sum = 0;
@@ -79,16 +78,17 @@ struct decision {
 }
 
 /// The bytes that the busiest rank sends or receives if layers of these `bytes` move from one partition to another.
-[[nodiscard]] inline double busiest_transfer(placement const& where, row<int> const& from, row<int> const& to,
+[[nodiscard]] inline double busiest_transfer(stage_map const& where, row<int> const& from, row<int> const& to,
                                              row<std::size_t> const& bytes) {
     row<double> sent(where.ranks), received(where.ranks);
-    for (int first = 0; first < where.stages(); first += where.model_stages())
-        for (int layer = 0, a = first, b = first; layer < bytes.count(); ++layer) {
-            while (from[a - first + 1] <= layer) ++a;
-            while (to[b - first + 1] <= layer) ++b;
-            if (where.rank_of(a) == where.rank_of(b)) continue;
-            sent[where.rank_of(a)] += static_cast<double>(bytes[layer]);
-            received[where.rank_of(b)] += static_cast<double>(bytes[layer]);
+    for (int copy = 0; copy < where.copies(); ++copy)
+        for (int layer = 0, a = 0, b = 0; layer < bytes.count(); ++layer) {
+            while (from[a + 1] <= layer) ++a;
+            while (to[b + 1] <= layer) ++b;
+            int const giver = where.rank_of(a, copy), taker = where.rank_of(b, copy);
+            if (giver == taker) continue;
+            sent[giver] += static_cast<double>(bytes[layer]);
+            received[taker] += static_cast<double>(bytes[layer]);
         }
     return std::max(std::ranges::max(sent), std::ranges::max(received));
 }

@@ -4,7 +4,6 @@
 #pragma once
 
 #include "copipe/balance/partition_problem.hpp"
-#include "copipe/schedule/placement.hpp"
 
 #include <algorithm>
 #include <cstddef>
@@ -27,7 +26,7 @@ struct pass_times {
 /// What a balancer sees. The window fills in what it measures, the trainer the rest.
 struct measurements {
     std::uint64_t step = 0; ///< steps trained so far
-    placement where{layout::single, 1, 1};
+    stage_map where{};
     int micro_batches = 1;         ///< per step
     row<pass_times> layers{};      ///< [layers] median, brought to the speed of a rank of slowness 1
     row<pass_times> held_out{};    ///< [layers] the same from other steps, for a second opinion
@@ -48,9 +47,9 @@ struct measurements {
 class measurement_window {
 public:
     /// Medians are taken over half of the last `steps` measured steps each, the odd and the even; at least 6 steps.
-    measurement_window(int layers, placement where, int micro_batches, int steps = 10)
+    measurement_window(int layers, stage_map where, int micro_batches, int steps = 10)
         : where_(where), micro_batches_(micro_batches), layers_(layers), steps_(std::max(6, steps + steps % 2)),
-          copies_(where.kind == layout::bidirectional ? 2 : 1), sums_(3 * layers * copies_), counts_(sums_.count()),
+          copies_(where.copies()), sums_(3 * layers * copies_), counts_(sums_.count()),
           rank_(layers * copies_), taken_(steps_, sums_), step_seconds_(steps_), probes_(where.ranks),
           slowness_(where.ranks, 1.0) {
         for (auto& each : probes_) each.reserve(static_cast<std::size_t>(steps_));
@@ -158,7 +157,7 @@ private:
     }
     [[nodiscard]] static bool alike(double a, double b) { return std::max(a, b) <= 1.1 * std::min(a, b); }
 
-    placement where_;
+    stage_map where_;
     int micro_batches_, layers_, steps_, copies_;
     row<double> sums_; ///< [copies x layers x passes] of the step under way; copies on the upper half of ranks last
     row<int> counts_;

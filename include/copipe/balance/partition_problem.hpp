@@ -23,6 +23,24 @@ enum class stage_order {
     replicated,    ///< as many stages as is best, each on one or more ranks that share its micro-batches (PipeDream)
 };
 
+/// Which ranks hold which stages of a model.
+struct stage_map {
+    stage_order order = stage_order::single;
+    int ranks = 1;
+    int stages_per_rank = 1; ///< of `loop`
+
+    [[nodiscard]] int stages() const noexcept {
+        return ranks * (order == stage_order::loop ? stages_per_rank : order == stage_order::v ? 2 : 1);
+    }
+    /// On how many ranks each stage is.
+    [[nodiscard]] int copies() const noexcept { return order == stage_order::bidirectional ? 2 : 1; }
+    [[nodiscard]] int rank_of(int stage, int copy = 0) const noexcept {
+        if (order == stage_order::v) return std::min(stage, stages() - 1 - stage);
+        return copy > 0 ? ranks - 1 - stage : stage % ranks;
+    }
+    [[nodiscard]] bool operator==(stage_map const&) const = default;
+};
+
 /// The least common multiple of 1, 2, ..., `ranks`, into which any number of replicas divides; at most 2^60.
 inline ticks common_share(int ranks) {
     ticks unit = 1;
@@ -61,9 +79,7 @@ struct partition_problem {
     row<ticks> capacity{};      ///< [ranks] bytes that a rank has
 
     [[nodiscard]] int layers() const noexcept { return (costs.empty() ? weights : costs[0]).count(); }
-    [[nodiscard]] int stages() const noexcept {
-        return ranks * (order == stage_order::loop ? stages_per_rank : order == stage_order::v ? 2 : 1);
-    }
+    [[nodiscard]] int stages() const noexcept { return stage_map{order, ranks, stages_per_rank}.stages(); }
     [[nodiscard]] bool mirrored() const noexcept {
         return order == stage_order::v || order == stage_order::bidirectional;
     }

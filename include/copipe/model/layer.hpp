@@ -6,7 +6,6 @@
 #include "copipe/async/task.hpp"
 #include "copipe/device/device.hpp"
 #include "copipe/model/parameter.hpp"
-#include "copipe/model/recomputed.hpp"
 #include "copipe/model/tensor.hpp"
 
 #include <concepts>
@@ -97,6 +96,10 @@ public:
     [[nodiscard]] auto parameters() const noexcept -> std::span<parameter* const> { return self_->parameters; }
     /// Makes room for micro-batches 0 to n-1.
     void reserve(std::size_t micro_batches) { self_->reserve(micro_batches); }
+    /// Whether the layer keeps only its input from forward to backward, and runs forward again before that: the same
+    /// numbers to the bit. Between steps. Chen, Xu, Zhang, Guestrin, "Training deep nets with sublinear memory cost",
+    /// 2016.
+    void recompute(bool yes) { self_->recompute(yes); }
     [[nodiscard]] auto forward(context<Device>& c, std::size_t slot, tensor x) -> task<tensor> {
         return self_->forward(c, slot, std::move(x));
     }
@@ -114,6 +117,7 @@ private:
         std::vector<parameter*> parameters{};
         virtual ~interface() = default;
         virtual void reserve(std::size_t micro_batches) = 0;
+        virtual void recompute(bool yes) = 0;
         virtual auto forward(context<Device>&, std::size_t slot, tensor x) -> task<tensor> = 0;
         virtual auto backward_input(context<Device>&, std::size_t slot, tensor dy) -> task<tensor> = 0;
         virtual auto backward_weight(context<Device>&, std::size_t slot) -> task<> = 0;
@@ -122,8 +126,12 @@ private:
 
     template <class L>
     struct model final : interface {
+        struct beginning {
+            tensor x{}, target{};
+        };
         L self;
         std::vector<typename L::saved> slots{};
+        std::vector<beginning> kept{}; ///< by slot, to run forward again from; none where nothing is recomputed
 
         explicit model(L prototype) : self(std::move(prototype)) {
             if constexpr (requires { self.parameters(); }) {
@@ -131,14 +139,32 @@ private:
             }
         }
         void reserve(std::size_t micro_batches) override { slots.resize(micro_batches); }
+        void recompute(bool yes) override {
+            kept.clear();
+            if (yes) kept.resize(slots.size());
+        }
         auto forward(context<Device>& c, std::size_t slot, tensor x) -> task<tensor> override {
+            if (!kept.empty()) kept[slot] = {x, c.target};
+            tensor y;
             if constexpr (std::is_same_v<decltype(self.forward(c, x, slots[slot])), tensor>) {
-                co_return self.forward(c, std::move(x), slots[slot]);
+                y = self.forward(c, std::move(x), slots[slot]);
             } else {
-                co_return co_await self.forward(c, std::move(x), slots[slot]);
+                y = co_await self.forward(c, std::move(x), slots[slot]);
             }
+            if (!kept.empty()) slots[slot] = {};
+            co_return y;
         }
         auto backward_input(context<Device>& c, std::size_t slot, tensor dy) -> task<tensor> override {
+            if (!kept.empty()) {
+                context<Device> again = c;
+                again.target = std::move(kept[slot].target);
+                tensor x = std::move(kept[slot].x);
+                if constexpr (std::is_same_v<decltype(self.forward(c, x, slots[slot])), tensor>) {
+                    (void)self.forward(again, std::move(x), slots[slot]);
+                } else {
+                    (void)co_await self.forward(again, std::move(x), slots[slot]);
+                }
+            }
             if constexpr (std::is_same_v<decltype(self.backward_input(c, dy, slots[slot])), tensor>) {
                 co_return self.backward_input(c, std::move(dy), slots[slot]);
             } else {
@@ -156,7 +182,10 @@ private:
             }
             co_return;
         }
-        void drop(std::size_t slot) noexcept override { slots[slot] = {}; }
+        void drop(std::size_t slot) noexcept override {
+            slots[slot] = {};
+            if (!kept.empty()) kept[slot] = {};
+        }
     };
 
     std::unique_ptr<interface> self_;
@@ -170,27 +199,23 @@ public:
     /// Appends a layer; returns the model, so that calls chain.
     template <layer<Device> L>
     auto add(L prototype) -> model& {
-        layers_.push_back({.make = [prototype = std::move(prototype)](bool recompute) {
-            return recompute ? any_layer<Device>{recomputed<L>{prototype}} : any_layer<Device>{prototype};
-        }});
+        layers_.push_back([prototype = std::move(prototype)] { return any_layer<Device>{prototype}; });
+        recomputed_.push_back(false);
         return *this;
     }
     /// Whether layer `index` keeps only its input from forward to backward, and computes the rest again.
     auto recompute(std::size_t index, bool yes = true) -> model& {
-        layers_.at(index).recompute = yes;
+        recomputed_.at(index) = yes;
         return *this;
     }
+    [[nodiscard]] auto is_recomputed(std::size_t index) const -> bool { return recomputed_.at(index); }
     [[nodiscard]] auto size() const noexcept -> std::size_t { return layers_.size(); }
-    [[nodiscard]] auto make(std::size_t index) const -> any_layer<Device> {
-        return layers_.at(index).make(layers_[index].recompute);
-    }
+    /// Layer `index` without memory for anything; see place_layer.
+    [[nodiscard]] auto make(std::size_t index) const -> any_layer<Device> { return layers_.at(index)(); }
 
 private:
-    struct declared {
-        std::function<any_layer<Device>(bool recompute)> make;
-        bool recompute = false;
-    };
-    std::vector<declared> layers_{};
+    std::vector<std::function<any_layer<Device>()>> layers_{};
+    std::vector<bool> recomputed_{};
 };
 
 } // namespace copipe

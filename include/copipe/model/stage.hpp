@@ -36,6 +36,7 @@ template <device Device>
                                typename Device::stream& stream) -> any_layer<Device> {
     any_layer<Device> placed = layers.make(static_cast<std::size_t>(number));
     placed.reserve(micro_batches);
+    placed.recompute(layers.is_recomputed(static_cast<std::size_t>(number)));
     for (parameter* each : placed.parameters()) {
         each->value = tensor{*stream.memory(), each->sizes};
         each->gradient = tensor{*stream.memory(), each->sizes};
