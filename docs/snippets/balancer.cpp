@@ -44,7 +44,7 @@ static_assert(copipe::balancer<one_at_a_time>);
 
 /// Ten steps of two ranks, the second twice as slow, as an engine reports them.
 auto measured(copipe::partition const& cut) -> copipe::measurements {
-    copipe::stage_map const where{.ranks = 2}; // stage 0 on the first, stage 1 on the second
+    copipe::stage_map const where{.ranks = 2};
     int const micro_batches = 4;
     copipe::measurement_window window(cut.layers(), where, micro_batches, 10);
     for (std::uint64_t step = 1; step <= 10; ++step) {

@@ -5,12 +5,23 @@
 
 #include "copipe/balance/measurements.hpp"
 #include "copipe/pipeline/observer.hpp"
+#include "copipe/schedule/placement.hpp"
 
 #include <algorithm>
 #include <cstddef>
 #include <vector>
 
 namespace copipe {
+
+/// A schedule's placement in the balancer's words.
+[[nodiscard]] inline auto stages_on_ranks(placement const& where) -> stage_map {
+    using enum stage_order;
+    stage_order const order = where.kind == layout::single ? single
+                              : where.kind == layout::loop ? loop
+                              : where.kind == layout::v    ? v
+                                                           : bidirectional;
+    return {order, where.ranks, where.per_rank};
+}
 
 /// The means over a step of all layers' passes on one rank. Written by the rank's thread during a step, read between
 /// steps. Allocates nothing after construction.

@@ -346,7 +346,7 @@ private:
     [[nodiscard]] auto now() const -> double { return members_.front().dev->now(); }
 
     void begin_measuring() {
-        window_.emplace(cut_.layers(), plan_.where, plan_.micro_batches);
+        window_.emplace(cut_.layers(), stages_on_ranks(plan_.where), plan_.micro_batches);
         for (member& each : members_) {
             auto& compute = each.pipeline.compute_stream();
             int const peer = (each.pipeline.rank() + 1) % ranks();
