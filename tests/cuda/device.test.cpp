@@ -185,6 +185,7 @@ TEST_CASE("copies between a GPU and ordinary host memory are staged, so that the
     finish(gpus);
     CHECK(to == std::vector<float>(3));
     REQUIRE(copied.done());
+    copied.check();
     CHECK(to == std::vector<float>{1, 2, 3});
     CHECK(later == std::vector<float>(3));
     s.synchronize();

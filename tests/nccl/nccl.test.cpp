@@ -12,6 +12,7 @@
 #include "copipe/schedule/sequential.hpp"
 #include "copipe/schedule/zb_h1.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -99,6 +100,25 @@ TEST_CASE("steps over NCCL come to the numbers of the step without a pipeline, s
     check_steps(dualpipe{}, {8, 20});
     check_steps(dualpipe_v{}, {3, 8});
     check_steps(interleaved<2>{}, {4, 8});
+}
+
+TEST_CASE("in run-ahead mode a step over NCCL makes the host wait no more often with ten times the micro-batches") {
+    auto const waits_of = [](auto const& policy, int micro_batches, nccl_mode mode) {
+        fake::machine gpus{drive::by_test, 2};
+        fake::nccl_library nccl;
+        auto piped = make(gpus, policy, {2, micro_batches}, 1, {.mode = mode, .lookahead = 1000});
+        piped.step_by_test();
+        std::uint64_t most = 0;
+        for (auto& each : piped.devices) most = std::max(most, each.poller().waits());
+        return most;
+    };
+    for (nccl_mode const mode : {nccl_mode::strict, nccl_mode::relaxed}) {
+        for (int const micro_batches : {4, 40}) {
+            CAPTURE(static_cast<bool>(mode), micro_batches);
+            CHECK(waits_of(one_f_one_b{}, micro_batches, mode) <= 5); // at the end of a step
+            CHECK(waits_of(dualpipe{}, micro_batches, mode) <= 5);
+        }
+    }
 }
 
 TEST_CASE("in strict mode, what two ranks send each other at one tick moves in one group") {
@@ -403,7 +423,8 @@ TEST_CASE("processes find each other, and messages between ranks without a commu
             auto const ready = stream.record();
             auto const send = [&](int to) -> task<> {
                 envelope const what{.identity = 5, .bytes = 256};
-                co_await end.send(to, what, data, ready);
+                auto const sent = co_await end.send(to, what, data, ready);
+                co_await sent.completion();
             };
             auto const exchange_all = [&](scope& sends) -> task<> {
                 for (int to = 0; to < 3; ++to)

@@ -38,7 +38,8 @@ struct rank_end {
     auto send(int to, std::uint64_t identity, std::vector<float> const& values) -> task<> {
         auto const ready = stream->record();
         envelope const what{.identity = identity, .bytes = values.size() * sizeof(float), .header = {7}};
-        co_await end.send(to, what, values.data(), ready);
+        auto const read = co_await end.send(to, what, values.data(), ready);
+        co_await read.completion();
     }
     auto receive(int from, std::uint64_t identity) -> task<std::vector<float>> {
         auto arrived = co_await end.arrival(from, identity);
@@ -266,7 +267,8 @@ TEST_CASE("ranks that share one thread and one executor exchange messages") {
     auto const sender = [&]() -> task<> {
         auto const ready = stream.record();
         envelope const what{.identity = 1, .bytes = 8};
-        co_await ends[0].send(1, what, values.data(), ready);
+        auto const read = co_await ends[0].send(1, what, values.data(), ready);
+        co_await read.completion();
     };
     auto const receiver = [&]() -> task<> {
         auto arrived = co_await ends[1].arrival(0, 1);

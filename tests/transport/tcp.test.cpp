@@ -37,7 +37,8 @@ struct rank_end {
     auto send(int to, std::uint64_t identity, std::vector<float> const& values) -> task<> {
         auto const ready = stream->record();
         envelope const what{.identity = identity, .bytes = values.size() * sizeof(float), .header = {7, 8}};
-        co_await end.send(to, what, values.data(), ready);
+        auto const read = co_await end.send(to, what, values.data(), ready);
+        co_await read.completion();
     }
     auto receive(int from, std::uint64_t identity) -> task<std::vector<float>> {
         auto arrived = co_await end.arrival(from, identity);

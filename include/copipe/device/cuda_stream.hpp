@@ -52,9 +52,9 @@ struct cuda_shared {
     }
 };
 
-/// An event of a cuda_stream. `done`, `time`, `check` and the end of `completion` are for the thread of its stream's
-/// rank, and once one of them has found the event over, what was copied to host memory before it is there. The work
-/// before an event is over, too, when it has failed: `check` throws it.
+/// An event of a cuda_stream. The work before it is over, too, when it has failed: `check` throws that. After `check`
+/// of an event that is done, what was copied to ordinary host memory before it is there. `check` and `time` are for
+/// the thread of its stream's rank.
 class cuda_event {
 public:
     cuda_event() = default;
@@ -67,7 +67,7 @@ public:
     }
     inline ~cuda_event();
 
-    [[nodiscard]] inline auto done() const -> bool;
+    [[nodiscard]] auto done() const noexcept -> bool { return !record_ || record_->over(); }
     [[nodiscard]] inline auto time() const -> double;
     [[nodiscard]] inline auto on_completion(waiter& w) const -> bool;
     inline void check() const;
@@ -77,13 +77,13 @@ public:
     class [[nodiscard]] completion_awaiter : waiter {
     public:
         explicit completion_awaiter(cuda_event const& event) noexcept : event_(&event) {}
-        [[nodiscard]] auto await_ready() const -> bool { return event_->done(); }
+        [[nodiscard]] auto await_ready() const noexcept -> bool { return event_->done(); }
         [[nodiscard]] auto await_suspend(std::coroutine_handle<> self, environment const* inherited) -> bool {
             handle = self;
             env = inherited;
             return event_->on_completion(*this);
         }
-        void await_resume() const { static_cast<void>(event_->done()); }
+        static constexpr void await_resume() noexcept {}
 
     private:
         cuda_event const* event_;
@@ -262,12 +262,6 @@ private:
 inline cuda_event::~cuda_event() {
     if (record_) stream_->shared_->events.release(*record_);
 }
-inline auto cuda_event::done() const -> bool {
-    if (!record_) return true;
-    if (!record_->over()) return false;
-    if (record_->succeeded()) stream_->land(record_->number);
-    return true;
-}
 inline auto cuda_event::time() const -> double {
     if (!record_ || record_->timed == timing::off || !record_->over() || !record_->succeeded()) return 0;
     return record_->seconds != 0 ? record_->seconds : stream_->shared_->time_of(*record_);
@@ -276,7 +270,8 @@ inline auto cuda_event::on_completion(waiter& w) const -> bool {
     return record_ && stream_->shared_->poller.add(*record_, w);
 }
 inline void cuda_event::check() const {
-    if (!done() || !record_ || record_->succeeded()) return;
+    if (!record_ || !record_->over()) return;
+    if (record_->succeeded()) return stream_->land(record_->number);
     auto const reported = static_cast<cudaError_t>(record_->outcome.load(std::memory_order_relaxed));
     require_cuda(reported, "cudaEventQuery", stream_->place());
 }

@@ -16,7 +16,7 @@ namespace copipe {
 enum class timing : bool { off, on };
 
 /// A point in a stream. Move-only; it may outlive its completion, not its device. One that was default-constructed is
-/// done.
+/// done. Another rank's thread may ask an event without timing whether it is done, await it, and destroy it.
 ///
 /// Semantics: `done()` is true once all work enqueued before the record has completed. `time()`, of a timed event that
 /// is done, is that moment in seconds on the device's clock. `co_await e.completion()` is the host-ordered await: it

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <map>
 #include <string>
 #include <utility>
@@ -74,7 +75,7 @@ template <device Device, transport_endpoint<Device> Endpoint>
 class gradient_reduction {
 public:
     gradient_reduction(rank_pipeline<Device, Endpoint>& pipeline, std::vector<parameter_group> const& groups)
-        : pipeline_(&pipeline), groups_(&groups), taken_(groups.size()), sends_(groups.size()) {}
+        : pipeline_(&pipeline), groups_(&groups), taken_(groups.size()), sends_(groups.size()), read_(groups.size()) {}
 
     /// The parameter behind one of this rank's uses.
     [[nodiscard]] auto local(parameter_use const& use) const -> parameter& {
@@ -91,7 +92,18 @@ public:
         std::fill(sends_.begin(), sends_.end(), 0);
         scope sends{co_await this_environment{}};
         sends.spawn(sum_all(sends));
-        co_await sends.join();
+        std::exception_ptr failure;
+        try {
+            co_await sends.join();
+        } catch (...) {
+            failure = std::current_exception();
+        }
+        for (auto& group : read_) { // what has failed may still be read by others
+            for (auto const& each : group)
+                if (failure) co_await each.completion();
+            group.clear();
+        }
+        if (failure) std::rethrow_exception(failure);
     }
 
 private:
@@ -135,13 +147,13 @@ private:
     auto send(int to, std::size_t g, std::size_t u) -> task<> {
         tensor const held = local((*groups_)[g].uses[u]).gradient;
         typename Device::event const ready = pipeline_->compute_stream().record();
-        co_await pipeline_->endpoint().send(to, {.identity = identity(g, u), .bytes = held.bytes()}, held.data(),
-                                            ready);
+        typename Device::event read = co_await pipeline_->endpoint().send(
+            to, {.identity = identity(g, u), .bytes = held.bytes()}, held.data(), ready);
+        read_[g].push_back(std::move(read));
         taken_[g].advance();
     }
 
-    /// Adds up all copies of one gradient; writes the sum back once every peer has taken what it needs of the old
-    /// value.
+    /// Adds up all copies of one gradient; writes the sum back once every peer has read what it needs of the old value.
     auto add_up(parameter_group const& group, std::size_t g) -> task<> {
         auto& compute = pipeline_->compute_stream();
         tensor const& any_local = local(*std::find_if(group.uses.begin(), group.uses.end(), [&](auto const& use) {
@@ -172,6 +184,7 @@ private:
                 compute.add(total.data(), addend.data(), total.count());
         }
         co_await taken_[g].reached(sends_[g]);
+        for (auto const& each : read_[g]) compute.wait(each);
         for (parameter_use const& use : group.uses) {
             if (is_local(use)) compute.copy(local(use).gradient.data(), total.data(), total.bytes());
         }
@@ -181,6 +194,7 @@ private:
     std::vector<parameter_group> const* groups_;
     std::vector<progress_counter> taken_; ///< per group: how many sends have been taken over
     std::vector<std::uint64_t> sends_;    ///< per group: how many there are
+    std::vector<std::vector<typename Device::event>> read_; ///< per group: when each send's reader has read
 };
 
 } // namespace copipe

@@ -102,7 +102,8 @@ private:
         typename Device::event const ready = pipeline_->compute_stream().record();
         envelope what{.identity = identity, .bytes = held.bytes()};
         what.header[0] = static_cast<std::int64_t>(states);
-        co_await pipeline_->endpoint().send(to, what, held.data(), ready);
+        typename Device::event const over = co_await pipeline_->endpoint().send(to, what, held.data(), ready);
+        co_await over.completion();
     }
 
     auto receive_layer(std::pair<int, int> key, int from, std::uint64_t identity) -> task<> {

@@ -74,6 +74,7 @@ public:
           options_(options),
           compute_(&dev.open_stream("compute")),
           links_(static_cast<std::size_t>(plan.where.ranks)),
+          sent_(links_.size()),
           flights_(std::max<std::size_t>(options.lookahead, 1)),
           posted_(std::max(plan.training[own()].incoming.size(), plan.evaluation[own()].incoming.size())),
           slots_(std::max(slots_of(plan.training[own()]), slots_of(plan.evaluation[own()]))),
@@ -111,7 +112,17 @@ public:
         for (std::size_t i = 0; i < steps.incoming.size(); ++i)
             chunks.spawn(receive_all(steps.incoming[i], posted_[i]));
         chunks.spawn(issue(steps, chunks));
-        co_await chunks.join();
+        std::exception_ptr failure;
+        try {
+            co_await chunks.join();
+        } catch (...) {
+            failure = std::current_exception();
+        }
+        for (auto& to_peer : sent_) { // the last to be read is the last that was sent
+            if (!to_peer.empty()) co_await to_peer.back().over.completion();
+            let_go(to_peer);
+        }
+        if (failure) std::rethrow_exception(failure);
         for (local_stage& each : stages_) collect_losses(each);
     }
 
@@ -211,6 +222,13 @@ private:
             output = {};
             marks.clear();
         }
+    };
+    /// A message that its receiver has taken over but may still read.
+    struct lent {
+        chunk what;
+        tensor value;
+        event ready;
+        event over;
     };
     struct flight {
         action what{chunk{}};
@@ -419,14 +437,29 @@ private:
         }
     }
 
-    /// Lives until the peer has taken the message over. Compute never waits for it.
+    /// Lives until the peer has taken the message over; its buffer, until the peer has read it. Compute never waits for
+    /// that, and the host only at the end of the step.
     auto send(message m, chunk c, tensor value, event ready) -> task<> {
         envelope what{.identity = identity_of(m), .bytes = value.bytes()};
         what.header[0] = static_cast<std::int64_t>(value.type());
         what.header[1] = static_cast<std::int64_t>(value.sizes().rank());
         std::copy(value.sizes().begin(), value.sizes().end(), what.header.begin() + 2);
-        co_await endpoint_.send(plan_->where.rank_of(m.to_stage), what, value.data(), ready);
-        if (options_.listener) report(span_kind::send, wait_reason::none, c, ready.time(), device_->now());
+        int const peer = plan_->where.rank_of(m.to_stage);
+        event over = co_await endpoint_.send(peer, what, value.data(), ready);
+        auto& to_peer = sent_[static_cast<std::size_t>(peer)];
+        to_peer.push_back({c, std::move(value), std::move(ready), std::move(over)});
+        let_go(to_peer);
+    }
+
+    /// Frees what a peer has read by now.
+    void let_go(std::vector<lent>& to_peer) {
+        auto const held = std::find_if(to_peer.begin(), to_peer.end(), [](lent const& l) { return !l.over.done(); });
+        if (options_.listener) {
+            std::for_each(to_peer.begin(), held, [&](lent const& l) {
+                report(span_kind::send, wait_reason::none, l.what, l.ready.time(), device_->now());
+            });
+        }
+        to_peer.erase(to_peer.begin(), held);
     }
 
     /// Receives all messages of one peer, each as soon as it has been posted.
@@ -560,7 +593,8 @@ private:
     Endpoint endpoint_;
     pipeline_options options_;
     stream* compute_;
-    std::vector<stream*> links_; ///< by peer, opened when first used
+    std::vector<stream*> links_;          ///< by peer, opened when first used
+    std::vector<std::vector<lent>> sent_; ///< by peer
     std::vector<local_stage> stages_{};
     std::vector<flight> flights_;
     std::vector<progress_counter> posted_;

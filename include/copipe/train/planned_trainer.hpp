@@ -599,8 +599,9 @@ private:
         for (int rank = 0; rank < ranks(); ++rank) {
             if (rank == own.pipeline.rank() || (to != everyone && to != rank)) continue;
             typename Device::event const ready = own.pipeline.compute_stream().record();
-            co_await own.pipeline.endpoint().send(rank, {.identity = identity, .bytes = value.bytes()}, value.data(),
-                                                  ready);
+            typename Device::event const read = co_await own.pipeline.endpoint().send(
+                rank, {.identity = identity, .bytes = value.bytes()}, value.data(), ready);
+            co_await read.completion();
         }
     }
     auto take_in(member& own, extents const sizes, int from, std::uint64_t identity, int to, std::vector<float>& values)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The transport between ranks that are threads of one process: the receiver copies from the sender's buffer on a stream
-// of its own, and the sender's buffer is free when that copy has completed.
+// of its own, and gives the sender the event after which the buffer is free.
 #pragma once
 
 #include "copipe/async/channel.hpp"
@@ -81,8 +81,9 @@ public:
             sent.sender_ = this;
             hub_->lane(from_, to_).send(std::move(sent)); // a closed lane drops the parcel, which fails this send
         }
-        void await_resume() const {
+        [[nodiscard]] auto await_resume() -> typename Device::event {
             if (failed_) throw peer_failed{hub_->aborted_ ? hub_->failed_rank_.load() : to_};
+            return std::move(over_);
         }
 
     private:
@@ -98,6 +99,7 @@ public:
         envelope what_;
         void const* data_;
         typename Device::event const* ready_;
+        typename Device::event over_{};
         bool failed_ = false;
     };
 
@@ -166,12 +168,13 @@ public:
                 if (timed == timing::on) copied.start = stream.record(timed);
                 stream.copy(to, arrived.data_, arrived.what.bytes);
                 copied.end = stream.record(timed);
+                arrived.sender_->over_ = stream.record();
             } catch (...) {
                 stream.synchronize(); // the copy may be under way, and with the parcel its sender is let go
                 throw;
             }
             sending& sender = *std::exchange(arrived.sender_, nullptr);
-            if (!copied.end.on_completion(sender)) sender.env->exec->wake(sender);
+            sender.env->exec->wake(sender);
             return copied;
         }
         [[nodiscard]] auto all_reduce(std::span<double> values) -> reducing { return reducing{*hub_, rank_, values}; }

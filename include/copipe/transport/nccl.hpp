@@ -299,7 +299,7 @@ public:
             }
         }
 
-        [[nodiscard]] auto send(int to, envelope const& what, void const* data, event const& ready) -> task<> {
+        [[nodiscard]] auto send(int to, envelope const& what, void const* data, event const& ready) -> task<event> {
             return send_to(*own_, to, what, data, ready);
         }
         [[nodiscard]] auto arrival(int from, std::uint64_t identity) -> task<parcel> {
@@ -333,12 +333,14 @@ public:
             void operator()(member* gone) const { gone->leave(); }
         };
 
-        static auto send_to(member& own, int to, envelope what, void const* data, event const& ready) -> task<> {
+        static auto send_to(member& own, int to, envelope what, void const* data, event const& ready)
+            -> task<event> {
+            event over;
             try {
                 if (nccl_link* const link = own.link_to(to)) {
                     own.require_open();
                     own.control.post(to, what);
-                    co_await link->send(what, data, ready);
+                    over = co_await link->send(what, data, ready);
                 } else {
                     co_await send_through_host(own, to, what, data, ready);
                 }
@@ -346,7 +348,7 @@ public:
                 own.require_open();
                 throw;
             }
-            own.require_open(); // else it ended because it was given up
+            co_return over;
         }
         static auto send_through_host(member& own, int to, envelope what, void const* data, event const& ready)
             -> task<> {
@@ -358,7 +360,8 @@ public:
             co_await there.completion();
             there.check();
             host_event const now;
-            co_await own.control.send(to, what, buffer.data(), now);
+            host_event const sent = co_await own.control.send(to, what, buffer.data(), now);
+            co_await sent.completion();
         }
         static auto arrival_from(member& own, int from, std::uint64_t identity) -> task<parcel> {
             parcel arrived;

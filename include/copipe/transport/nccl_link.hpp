@@ -81,8 +81,8 @@ public:
         granted_ = false;
     }
 
-    /// Ends when the data may be used again. `ready` must live until then.
-    auto send(envelope what, void const* data, event const& ready) -> task<> {
+    /// Ends when the operation has been enqueued, with the event after which the data may be used again.
+    auto send(envelope what, void const* data, event const& ready) -> task<event> {
         event over;
         if (planned(what.identity, &exchange::send, next_send_)) {
             sends_.push_back({what.identity, data, what.bytes, &ready});
@@ -96,8 +96,7 @@ public:
             note(what.identity, true, own_->record());
             over = own_->record();
         }
-        co_await over.completion();
-        over.check();
+        co_return over;
     }
 
     /// Ends when the message of that identity, whose envelope has come, may be accepted. True if it is a planned one.

@@ -148,7 +148,7 @@ public:
         bool last_ = false; ///< no message: the peer has left
     };
 
-    /// The awaitable of a send: ends when the data has been handed to the operating system.
+    /// The awaitable of a send: ends when the data has been handed to the operating system, and so with a done event.
     class [[nodiscard]] sending : waiter {
     public:
         sending(tcp& hub, int to, envelope const& what, void const* data, typename Device::event const& ready) noexcept
@@ -167,8 +167,9 @@ public:
             sent.sender = this;
             hub_->post(hub_->line_to(to_), std::move(sent));
         }
-        void await_resume() const {
+        [[nodiscard]] auto await_resume() const -> typename Device::event {
             if (failed_) hub_->rethrow(to_);
+            return {};
         }
 
     private:

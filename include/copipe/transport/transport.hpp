@@ -67,8 +67,9 @@ struct transfer {
 /// One rank's end of a transport for buffers of `Device`. For the rank's thread; the coroutines that await are resumed
 /// there.
 ///
-/// - `co_await e.send(to, envelope, data, ready)`: data is read after `ready`; ends when it may be reused. It is taken
-///   up when the coroutine suspends, in the order of the calls.
+/// - `event over = co_await e.send(to, envelope, data, ready)`: data is read after `ready` and may be reused when
+///   `over` is done. It is taken up when the coroutine suspends, in the order of the calls; `ready` lives until the
+///   await ends, which is when the peer has taken the message over: no device is waited for.
 /// - `auto parcel = co_await e.arrival(from, identity)`: the next message of `from`; throws message_mismatch on another
 ///   identity. `parcel.what` is its envelope.
 /// - `e.accept(parcel, to, stream, timed)`: enqueues the transfer into `to` on `stream`, after the sender's data is
@@ -79,7 +80,7 @@ template <class E, class Device>
 concept transport_endpoint = device<Device> &&
     requires(E& e, int rank, envelope const& what, void const* data, void* to, typename Device::event const& ready,
              typename Device::stream& stream, typename E::parcel& arrived, std::span<double> values) {
-    { e.send(rank, what, data, ready) } -> awaitable;
+    { e.send(rank, what, data, ready) } -> awaitable;  // of a Device::event, of any rank's device
     { e.arrival(rank, std::uint64_t{}) } -> awaitable; // of an E::parcel
     { arrived.what } -> std::convertible_to<envelope const&>;
     { e.accept(arrived, to, stream, timing::on) } -> std::same_as<transfer<Device>>;
