@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 # Sourced by tests/run.sh, bench/run.sh and examples/train.sh: brings a fresh Debian or Ubuntu to where copipe builds.
 #   copipe_setup PART...   installs what is missing for the parts (examples, tests, bench), through apt-get
-#   copipe_clang           prints the name of a clang++ 19 or newer, installed if it can be, or nothing
+#   copipe_clang           prints the name of a clang++ 19 or newer with sanitizers, installed if it can be, or nothing
 #   copipe_jobs            prints how many compilers this machine can run at once
 #   copipe_train_gpt       builds the example trainer, TRAIN_GPT
 
@@ -132,15 +132,18 @@ copipe_setup() {
 copipe_clang() {
     local version
     for version in -19 -20 -21 -22 ''; do
-        if have_command "clang++$version" && at_least "$("clang++$version" -dumpversion)" 19; then
+        if has_sanitizers "clang++$version" && at_least "$("clang++$version" -dumpversion)" 19; then
             echo "clang++$version"
             return
         fi
     done
     if have_command apt-cache && apt_candidate clang-19 >/dev/null && can_install; then
         say "installing clang-19"
-        if apt_install clang-19; then echo clang++-19; fi
+        if apt_install clang-19 libclang-rt-19-dev && has_sanitizers clang++-19; then echo clang++-19; fi
     fi
+}
+has_sanitizers() {
+    have_command "$1" && printf 'int main() {}' | "$1" -fsanitize=address,undefined -x c++ - -o /dev/null 2>/dev/null
 }
 
 # Whether version $1 is at least $2, on systems without dpkg too.

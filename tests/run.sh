@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Tests copipe on this machine: installs what is missing (Debian, Ubuntu), builds and runs all tests optimized, then the
-# tests of the concurrent rooms under AddressSanitizer and ThreadSanitizer, then everything with clang++.
+# Tests copipe: installs what is missing (Debian, Ubuntu); builds and runs all tests with g++, optimized;
+# then, with clang++ 19 or newer, everything under AddressSanitizer and UndefinedBehaviorSanitizer, and the rooms of
+# threads under ThreadSanitizer. Where there is no clang++, g++ does that, too.
 #   tests/run.sh           all of it
 #   tests/run.sh --quick   the optimized tests only
 set -uo pipefail
@@ -11,7 +12,7 @@ case ${1-} in
 '') ;;
 --quick) quick=yes ;;
 --help | -h)
-    sed -n '3,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '3,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit
     ;;
 *)
@@ -49,15 +50,10 @@ skip() {
     summary+=("$(printf '%-32s %-8s %s' "$1" skipped "$2")")
 }
 
-# build PRESET FOLDER [configure options]
+# build PRESET TARGET... A little optimization is what tests need, sanitized ones do without: more costs minutes.
 build() {
-    cmake --preset "$1" -B "build/$2" "${@:3}" && cmake --build "build/$2" -j "$jobs"
-}
-
-# release: everything, and every header alone. A little optimization is what tests need; more costs minutes.
-release() {
-    build release release -DCMAKE_CXX_FLAGS_RELEASE='-O1 -DNDEBUG' &&
-        cmake --build build/release -j "$jobs" --target all_verify_interface_header_sets
+    cmake --preset "$1" -DCMAKE_CXX_FLAGS_RELEASE='-O1 -DNDEBUG' -DCMAKE_CXX_FLAGS_DEBUG='-O0 -g1' &&
+        cmake --build "build/$1" -j "$jobs" --target "${@:2}"
 }
 
 # check FOLDER NAME [ctest options]: runs tests and prints ctest's closing lines.
@@ -67,25 +63,6 @@ check() {
         sed -n '/tests passed,/,$p' "build/${2// /-}.log"
 }
 
-# sanitize PRESET ROOM...: builds and runs the tests of those rooms that have any.
-sanitize() {
-    local preset=$1 room rooms=()
-    shift
-    for room in "$@"; do
-        if compgen -G "tests/$room/*.test.cpp" >/dev/null; then rooms+=("$room"); fi
-    done
-    if ((${#rooms[@]} == 0)); then
-        skip "test $preset" "none of its rooms has tests"
-        return
-    fi
-    build_rooms() {
-        cmake --preset "$preset" -DCOPIPE_BUILD_BENCH=OFF -DCMAKE_CXX_FLAGS_DEBUG='-O0 -g1' &&
-            cmake --build "build/$preset" -j "$jobs" --target "${rooms[@]/#/test_}"
-    }
-    step "build $preset" build_rooms &&
-        check "$preset" "test $preset" -L "^($(IFS='|'; echo "${rooms[*]}"))\$"
-}
-
 finish() {
     printf '\n'
     printf '%s\n' "${summary[@]}" "lines of code: $(tests/lines_of_code.sh | tail -n 1)"
@@ -93,29 +70,28 @@ finish() {
     exit "$failed"
 }
 
-step "build release" release && check release "test release"
+step "build release" build release all all_verify_interface_header_sets && check release "test release"
 [[ $quick ]] && finish
-
-sanitize asan async device transport model pipeline train examples cuda nccl
-
-# A kernel with much address space randomization needs it off for the ThreadSanitizer of g++ 12.
-runner=()
-printf 'int main() {}' | g++ -fsanitize=thread -x c++ - -o build/tsan-probe
-if build/tsan-probe 2>/dev/null; then
-    sanitize tsan async device transport pipeline cuda nccl
-elif setarch "$(uname -m)" -R build/tsan-probe 2>/dev/null; then
-    runner=(setarch "$(uname -m)" -R)
-    sanitize tsan async device transport pipeline cuda nccl
-    runner=()
-else
-    skip "test tsan" "ThreadSanitizer does not start on this kernel"
-fi
 
 clang=$(copipe_clang)
 if [[ $clang ]]; then
     export CXX=$clang
-    step "build $clang" build debug clang && check clang "test $clang" -LE lint
 else
-    skip "build clang++" "no clang++ 19 or newer here, nor among the system's packages"
+    skip "build clang++" "no clang++ 19 or newer with sanitizers here, nor among the system's packages"
+fi
+step "build asan" build asan all && check asan "test asan" -LE 'lint|package'
+
+concurrent=(async device transport pipeline cuda nccl)
+# A kernel with much address space randomization needs it off for ThreadSanitizer.
+runner=()
+printf 'int main() {}' | "$CXX" -fsanitize=thread -x c++ - -o build/tsan-probe
+if ! build/tsan-probe 2>/dev/null && setarch "$(uname -m)" -R build/tsan-probe 2>/dev/null; then
+    runner=(setarch "$(uname -m)" -R)
+fi
+if "${runner[@]}" build/tsan-probe 2>/dev/null; then
+    step "build tsan" build tsan "${concurrent[@]/#/test_}" &&
+        check tsan "test tsan" -L "^($(IFS='|'; echo "${concurrent[*]}"))\$"
+else
+    skip "test tsan" "ThreadSanitizer does not start on this kernel"
 fi
 finish
