@@ -123,8 +123,8 @@ private:
     double time_ = 0;
 };
 
-/// Hands out addresses, not memory, and counts the bytes.
-class simulated_memory final : public std::pmr::memory_resource {
+/// Hands out an address, its own, not memory, and counts the bytes. Aligned as those who allocate ask for.
+class alignas(64) simulated_memory final : public std::pmr::memory_resource {
 public:
     [[nodiscard]] auto in_use() const noexcept -> std::size_t { return in_use_; }
     [[nodiscard]] auto peak() const noexcept -> std::size_t { return peak_; }
