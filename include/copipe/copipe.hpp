@@ -54,6 +54,7 @@
 #include "copipe/pipeline/rank_team.hpp"
 #include "copipe/pipeline/step_plan.hpp"
 #include "copipe/plan/cost_table.hpp"
+#include "copipe/schedule/data_parallel.hpp"
 #include "copipe/schedule/dualpipe.hpp"
 #include "copipe/schedule/dualpipe_v.hpp"
 #include "copipe/schedule/evaluate.hpp"

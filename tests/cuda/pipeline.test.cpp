@@ -5,6 +5,7 @@
 #include "cuda/toy.hpp"
 #include "says.hpp"
 
+#include "copipe/schedule/data_parallel.hpp"
 #include "copipe/schedule/dualpipe.hpp"
 #include "copipe/schedule/dualpipe_v.hpp"
 #include "copipe/schedule/evaluate.hpp"
@@ -32,6 +33,7 @@ void for_all_schedules(Visit visit) {
     for (int ranks : {2, 4, 8}) visit(dualpipe{}, shape{ranks, 2 * ranks + 4});
     for (int ranks : {2, 3, 8}) visit(dualpipe_v{}, shape{ranks, 2 * ranks + 2});
     for (int ranks : {2, 4, 8}) visit(interleaved<2>{}, shape{ranks, 2 * ranks});
+    visit(data_parallel<dualpipe_v>{}, shape{4, 12});
 }
 
 /// Random times, in multiples of 1/1024, so that their sums are exact.

@@ -5,6 +5,7 @@
 #include "says.hpp"
 #include "transport/processes.hpp"
 
+#include "copipe/schedule/data_parallel.hpp"
 #include "copipe/schedule/dualpipe.hpp"
 #include "copipe/schedule/dualpipe_v.hpp"
 #include "copipe/schedule/interleaved.hpp"
@@ -100,6 +101,8 @@ TEST_CASE("steps over NCCL come to the numbers of the step without a pipeline, s
     check_steps(dualpipe{}, {8, 20});
     check_steps(dualpipe_v{}, {3, 8});
     check_steps(interleaved<2>{}, {4, 8});
+    check_steps(data_parallel<one_f_one_b>{}, {4, 8});
+    check_steps(data_parallel<dualpipe>{3}, {6, 24});
 }
 
 TEST_CASE("in run-ahead mode a step over NCCL makes the host wait no more often with ten times the micro-batches") {

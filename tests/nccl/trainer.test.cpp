@@ -5,7 +5,9 @@
 #include "nccl/fake_nccl.hpp"
 #include "temporary_folder.hpp"
 
+#include "copipe/schedule/data_parallel.hpp"
 #include "copipe/schedule/dualpipe_v.hpp"
+#include "copipe/schedule/one_f_one_b.hpp"
 #include "copipe/schedule/sequential.hpp"
 #include "copipe/train/cuda_update.hpp"
 #include "copipe/train/trainer.hpp"
@@ -38,6 +40,29 @@ TEST_CASE("a trainer over NCCL learns, evaluates, saves and moves layers as one 
         plain.load(file);
         CHECK(plain.step(data).loss == piped.step(data).loss);
         CHECK(plain.values("layers.2.w") == piped.values("layers.2.w"));
+    }
+    CHECK(nccl.leaks() == "");
+    CHECK(gpus.leaks() == "");
+}
+
+TEST_CASE("replicas over NCCL learn together what one pipeline does, and one goes on from their checkpoint") {
+    fake::machine gpus{fake::drive::by_thread, 4};
+    fake::nccl_library nccl;
+    temporary_folder const folder;
+    {
+        std::string const file = folder / "checkpoint.safetensors";
+        auto const layers = cuda_toy::network(std::vector<cuda_toy::wave>(4));
+        auto const on_gpus = [](int rank) { return std::make_unique<cuda_device>(cuda_options{.gpu = rank}); };
+        cuda_toy::numbers const data;
+        using over_nccl = trainer<data_parallel<one_f_one_b>, cuda_device, static_partition, adamw, nccl_threads>;
+        over_nccl both{layers, {.ranks = 4, .micro_batches = 8, .make_device = on_gpus}};
+        trainer<sequential, cuda_device> plain{layers, {.micro_batches = 8}};
+        for (int i = 0; i < 3; ++i) CHECK(both.step(data).loss == Approx(plain.step(data).loss).epsilon(1e-5));
+        CHECK(both.repartition(partition::given({0, 1, 5}, 5)) > 0);
+        both.save(file);
+        plain.load(file);
+        CHECK(plain.values("layers.2.w") == both.values("layers.2.w"));
+        CHECK(plain.evaluate(data) == both.evaluate(data));
     }
     CHECK(nccl.leaks() == "");
     CHECK(gpus.leaks() == "");

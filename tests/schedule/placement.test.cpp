@@ -49,3 +49,17 @@ TEST_CASE("a bidirectional placement holds two chains over two copies of one mod
     CHECK(where.global_micro_batch(1, 2, 10) == 2);
     CHECK(where.global_micro_batch(5, 2, 10) == 7);
 }
+
+TEST_CASE("replicas repeat a layout: ranks, stages and micro-batches follow one after the other") {
+    placement const where{layout::bidirectional, 8, 2, 2};
+    CHECK(where.stages() == 16);
+    CHECK(where.model_stages() == 4);
+    CHECK(where.copies() == 4);
+    CHECK((where.is_first(8) && where.is_last(11) && where.is_first(12) && where.is_last(15)));
+    CHECK_FALSE((where.is_first(9) || where.is_last(8) || where.is_last(12)));
+    CHECK(where.stages_of(4) == std::vector{8, 15});
+    CHECK((where.rank_of(11) == 7 && where.rank_of(12) == 7));
+    CHECK((where.model_stage(13) == 1 && where.direction(13) == 3));
+    CHECK(where.micro_batches_per_stage(12) == 3);
+    CHECK(where.global_micro_batch(13, 2, 12) == 11);
+}

@@ -43,7 +43,7 @@ constexpr forecast evaluate(std::span<program const> all, placement const& where
     };
     auto const deliver = [&](message const& sent, int from, int to, double produced) {
         // Neighbours in a chain are neighbours on the ring of ranks: a rank has at most one link each way.
-        bool const down = to == from + 1 || (from == where.ranks - 1 && to == 0 && where.ranks > 2);
+        bool const down = to == from + 1 || to < from - 1;
         double& link = link_free[2 * static_cast<std::size_t>(from) + (down ? 1 : 0)];
         double const departure = link > produced ? link : produced;
         link = departure + costs.occupancy(sent);

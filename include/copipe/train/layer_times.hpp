@@ -15,6 +15,8 @@ namespace copipe {
 
 /// A schedule's placement in the balancer's words.
 [[nodiscard]] inline auto stages_on_ranks(placement const& where) -> stage_map {
+    if (where.replicas > 1)
+        throw error("a balancer moves layers within one replica only: take static_partition for several replicas");
     using enum stage_order;
     stage_order const order = where.kind == layout::single ? single
                               : where.kind == layout::loop ? loop
