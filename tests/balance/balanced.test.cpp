@@ -2,6 +2,7 @@
 // When layers move and where to, against every partition there is and against knowing the future.
 #include "copipe/balance/balanced.hpp"
 
+#include "cases.hpp"
 #include "catch.hpp"
 #include "says.hpp"
 
@@ -185,8 +186,8 @@ TEST_CASE("no plan needs more memory than a rank has, and where none fits nothin
 }
 
 TEST_CASE("for one change, at most the cost of a move is lost against knowing the future") {
-    for (unsigned seed = 0; seed < 300; ++seed) {
-        std::mt19937_64 random(seed);
+    for (int seed = 0; seed < cases(300); ++seed) {
+        std::mt19937_64 random(static_cast<unsigned>(seed));
         auto const before = any_costs(random, 9, 0.5, 1.5), after = any_costs(random, 9, 0.2, 2);
         int const change = 20 + static_cast<int>(random() % 40), steps = change + static_cast<int>(random() % 400);
         int const every = 1 + static_cast<int>(random() % 10);
@@ -245,7 +246,7 @@ TEST_CASE("on a stable noisy run nothing moves in thousands of looks") {
         world exact = w;
         exact.noise = 0;
         auto const start = train(exact, settle, partition::even(w.layers, w.where.stages()), 100).last;
-        auto const done = train(w, decide, start, 15'000); // 3,000 looks
+        auto const done = train(w, decide, start, cases(15'000)); // 3,000 looks
         INFO(w.layers << " layers on " << w.where.ranks << " ranks, last: " << decide.last_decision().text());
         CHECK(done.moves.empty());
     }
