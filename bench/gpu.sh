@@ -79,7 +79,7 @@ done
 tests=
 if [[ $cblas ]] && has_header cblas.h && has_header catch2/catch.hpp; then
     tests=yes
-    sources+=(examples/gpt/kernels.cpp tests/gpu/main.cpp tests/gpu/layers.test.cpp)
+    sources+=(examples/gpt/kernels.cpp tests/gpu/main.cpp tests/gpu/layers.test.cpp tests/gpu/training.test.cpp)
 else
     say "the tests are left out: they need catch2/catch.hpp, cblas.h and a CBLAS"
 fi
@@ -96,7 +96,8 @@ link bench_gpu "$build"/{gpu.cpp,kernels.cu,products.cpp}.o || die "it could not
 } >"$out/machine.txt"
 
 if [[ $tests ]]; then
-    link test_gpu "$build"/{main.cpp,layers.test.cpp,kernels.cu,products.cpp,kernels.cpp}.o -l"$cblas" ||
+    objects=("$build"/{main.cpp,layers.test.cpp,training.test.cpp,kernels.cu,products.cpp,kernels.cpp}.o)
+    link test_gpu "${objects[@]}" -l"$cblas" ||
         die "the tests could not be linked."
     OPENBLAS_NUM_THREADS=1 timeout 120 "$build/test_gpu" >"$out/tests.txt" 2>&1
     case $? in
