@@ -46,7 +46,7 @@ public:
             return free[r];
         };
         auto const deliver = [](message const&, int, int, double produced) { return produced; };
-        replay(all, where, micro_batches).run(run, deliver);
+        replay<>(all, where, micro_batches).run(run, deliver);
     }
 
     /// What `rank` exchanges with each of its neighbours.

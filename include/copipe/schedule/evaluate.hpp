@@ -49,7 +49,7 @@ constexpr forecast evaluate(std::span<program const> all, placement const& where
         link = departure + costs.occupancy(sent);
         return link + costs.latency(sent);
     };
-    replay(all, where, micro_batches).run(run, deliver);
+    replay<>(all, where, micro_batches).run(run, deliver);
 
     forecast found;
     found.busy = busy;

@@ -12,7 +12,8 @@
 namespace copipe {
 
 /// Visits every action that can run, in an order that respects every rank's program and every dependency between
-/// stages. Linear in the number of actions.
+/// stages. Linear in the number of actions. `Time` is any signed number: a small one where only the order matters.
+template <class Time = double>
 class replay {
 public:
     using program_list = std::span<std::vector<action> const>;
@@ -36,9 +37,9 @@ public:
             runnable.pop_back();
             auto const& own = all_[index(rank)];
             for (std::size_t& at = at_[index(rank)]; at < own.size(); ++at) {
-                double const ready = inputs_of(rank, own[at]);
+                Time const ready = inputs_of(rank, own[at]);
                 if (ready == missing) break;
-                double const end = run(rank, own[at], ready);
+                Time const end = run(rank, own[at], ready);
                 for (chunk const& one : own[at].chunks()) hand_on(one, rank, end, deliver, runnable);
             }
         }
@@ -60,7 +61,7 @@ public:
     }
 
 private:
-    static constexpr double missing = -1;
+    static constexpr Time missing = -1;
     static constexpr std::size_t nowhere = static_cast<std::size_t>(-1);
 
     static constexpr std::size_t index(int number) { return static_cast<std::size_t>(number); }
@@ -70,12 +71,12 @@ private:
                index(sent.micro_batch);
     }
 
-    constexpr double inputs_of(int rank, action const& next) {
-        double ready = 0;
+    constexpr Time inputs_of(int rank, action const& next) {
+        Time ready = 0;
         for (chunk const& one : next.chunks()) {
             auto const in = input_of(one, where_);
             if (!in) continue;
-            double const arrival = arrivals_[slot(*in)];
+            Time const arrival = arrivals_[slot(*in)];
             if (arrival == missing) {
                 waits_for_[index(rank)] = slot(*in);
                 return missing;
@@ -86,7 +87,7 @@ private:
     }
 
     template <class Deliver>
-    constexpr void hand_on(chunk const& done, int rank, double end, Deliver& deliver, std::vector<int>& runnable) {
+    constexpr void hand_on(chunk const& done, int rank, Time end, Deliver& deliver, std::vector<int>& runnable) {
         auto const out = output_of(done, where_);
         if (!out) return;
         int const receiver = home_[out->to_stage];
@@ -102,7 +103,7 @@ private:
     placement where_;
     int per_stage_;
     std::vector<int> home_; ///< stage -> rank
-    std::vector<double> arrivals_;
+    std::vector<Time> arrivals_;
     std::vector<std::size_t> at_;
     std::vector<std::size_t> waits_for_;
 };

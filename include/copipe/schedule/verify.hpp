@@ -168,8 +168,8 @@ private:
     }
 
     constexpr void nothing_deadlocks() {
-        replay walk(all_, where_, micro_batches_);
-        constexpr auto at_once = [](auto const&...) { return 0.0; };
+        replay<signed char> walk(all_, where_, micro_batches_);
+        constexpr auto at_once = [](auto const&...) -> signed char { return 0; };
         if (walk.run(at_once, at_once)) return;
         int rank = 0;
         while (!walk.missing_input(rank)) ++rank;
