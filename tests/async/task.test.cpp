@@ -185,6 +185,29 @@ TEST_CASE("over-aligned locals of a task are aligned") {
     CHECK(run(exec, aligned_local()));
 }
 
+TEST_CASE("a result that is known and a task are awaited alike, and only the task takes a frame") {
+    executor exec;
+    auto const body = []() -> task<int> {
+        result_or_task<int> known{40};
+        result_or_task<int> later{answer()};
+        result_or_task<> done;
+        result_or_task<> not_yet{nothing()};
+        CHECK(known.await_ready());
+        CHECK_FALSE(later.await_ready());
+        co_await done;
+        co_await not_yet;
+        int const first = co_await known;
+        int const second = co_await later;
+        co_return first + second;
+    };
+    CHECK(run(exec, body()) == 82);
+    auto const failed = []() -> task<int> {
+        result_or_task<int> later{failing()};
+        co_return co_await later;
+    };
+    CHECK_THROWS_WITH(run(exec, failed()), "out of paper");
+}
+
 TEST_CASE("only what takes an environment can be awaited") {
     STATIC_REQUIRE(awaitable<task<int>>);
     STATIC_REQUIRE(awaitable<scripted>);

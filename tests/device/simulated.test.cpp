@@ -1,15 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "copipe/device/simulated.hpp"
 #include "catch.hpp"
+#include "copipe/async/scope.hpp"
 #include "copipe/async/wait_queue.hpp"
 #include "says.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <coroutine>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 using namespace copipe;
+
+namespace {
+
+/// Waits for a moment of virtual time.
+class until : waiter {
+public:
+    until(simulation& clock, double time) : clock_(&clock), time_(time) {}
+    [[nodiscard]] static constexpr auto await_ready() noexcept -> bool { return false; }
+    void await_suspend(std::coroutine_handle<> self, environment const* inherited) {
+        handle = self;
+        env = inherited;
+        clock_->wake_at(time_, *this);
+    }
+    static constexpr void await_resume() noexcept {}
+
+private:
+    simulation* clock_;
+    double time_;
+};
+
+} // namespace
 
 TEST_CASE("work on a simulated stream ends one after the other, and no real time passes") {
     simulation clock;
@@ -110,6 +135,55 @@ TEST_CASE("a simulated device fails when it was told to, and says so once") {
     CHECK_THROWS_WITH(bad.check(), says("1.5"));
     CHECK_THROWS_WITH(stream.synchronize(), says("1.5"));
     stream.synchronize();
+}
+
+TEST_CASE("a simulation wakes its waiters in order of time, and at one moment in the order in which they asked") {
+    simulation clock;
+    std::vector<std::pair<double, int>> woken;
+    std::vector<double> moments;
+    std::uint64_t state = 7;
+    for (int i = 0; i < 2000; ++i) {
+        state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+        double const drawn = static_cast<double>(state >> 40U) / (i % 3 == 0 ? 1 : 1e7); // 0 to 1.7e7, many below 2
+        moments.push_back(i % 5 == 0 ? std::floor(drawn) : drawn);
+    }
+    moments[3] = -0.0; // long over
+    auto const sleeper = [&](int number) -> task<> {
+        auto const at = moments[static_cast<std::size_t>(number)];
+        co_await until(clock, at);
+        woken.emplace_back(clock.now(), number);
+        if (number % 2 == 0) { // and once more, from another moment
+            co_await until(clock, at + 1);
+            woken.emplace_back(clock.now(), number);
+        }
+    };
+    auto const body = [&]() -> task<> {
+        scope all{co_await this_environment{}};
+        for (int i = 0; i < 2000; ++i) all.spawn(sleeper(i));
+        co_await all.join();
+    };
+    run(clock, body());
+    REQUIRE(woken.size() == 3000);
+    CHECK(std::is_sorted(woken.begin(), woken.end(), [](auto& a, auto& b) { return a.first < b.first; }));
+    for (int i = 0; i < 2000; ++i) {
+        auto const at = moments[static_cast<std::size_t>(i)];
+        CHECK(std::count(woken.begin(), woken.end(), std::pair{at, i}) == 1);
+        CHECK(std::count(woken.begin(), woken.end(), std::pair{at + 1, i}) == (i % 2 == 0 ? 1 : 0));
+    }
+    std::vector<int> at_once; // each asks for the same moment from another one
+    auto const late = [&](int number) -> task<> {
+        co_await until(clock, 3e7 + number);
+        co_await until(clock, 4e7);
+        at_once.push_back(number);
+    };
+    auto const bodies = [&]() -> task<> {
+        scope all{co_await this_environment{}};
+        for (int i = 0; i < 100; ++i) all.spawn(late(i * 37 % 100));
+        co_await all.join();
+    };
+    run(clock, bodies());
+    CHECK(at_once.size() == 100);
+    CHECK(std::is_sorted(at_once.begin(), at_once.end()));
 }
 
 TEST_CASE("a simulation in which everything waits says so, or does what it was told to do then") {

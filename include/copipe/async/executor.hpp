@@ -18,6 +18,7 @@ namespace copipe {
 
 class alternation;
 class executor;
+class wait_list;
 
 /// What a coroutine inherits from the one that awaits it: the executor that resumes it, the stop token that cancels its
 /// awaits, and, inside an overlapped pair, its place in the alternation. Handed down by pointer, never looked up.
@@ -25,6 +26,7 @@ class executor;
 struct environment {
     executor* exec = nullptr;
     std::stop_token stop{};
+    wait_list* waits = nullptr;  ///< of the scope it runs in, if any: what `stop` ends without a callback of its own
     alternation* pair = nullptr; ///< the pair of `alternate(a, b)` this coroutine is one side of, if any
     int side = 0;                ///< 0 for a, 1 for b
 };

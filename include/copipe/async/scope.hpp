@@ -30,7 +30,8 @@ namespace copipe {
 class scope final : task_owner {
 public:
     explicit scope(environment const& parent)
-        : env_{.exec = parent.exec, .stop = stop_.get_token()}, parent_stopped_(parent.stop, stop_all{this}) {}
+        : env_{.exec = parent.exec, .stop = stop_.get_token(), .waits = &waits_},
+          parent_stopped_(parent.stop, stop_all{this}) {}
     scope(scope const&) = delete;
     auto operator=(scope const&) -> scope& = delete;
     ~scope() { assert(running_ == 0 && "a scope was left before join() had ended"); }
@@ -47,6 +48,7 @@ public:
     void cancel(std::exception_ptr reason) noexcept {
         if (!failure_) failure_ = std::move(reason);
         stop_.request_stop();
+        waits_.cancel_all();
     }
 
     /// Ends when all children have; throws the first failure. Not cancellable itself: the children are.
@@ -86,6 +88,7 @@ private:
     }
 
     std::stop_source stop_{};
+    wait_list waits_{};
     environment env_;
     std::size_t running_ = 0;
     waiter* joining_ = nullptr;
@@ -126,7 +129,7 @@ public:
         -> std::coroutine_handle<> {
         awaiting_ = awaiting;
         for (int side : {0, 1})
-            env_[side] = {.exec = inherited->exec, .stop = inherited->stop, .pair = &turns_, .side = side};
+            env_[side] = {inherited->exec, inherited->stop, inherited->waits, &turns_, side};
         first_ = a_.prepare(*this, env_[0]);
         turns_.prime(b_.prepare(*this, env_[1]));
         return first_;

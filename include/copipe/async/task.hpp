@@ -12,6 +12,7 @@
 #include <optional>
 #include <type_traits>
 #include <utility>
+#include <variant>
 
 namespace copipe {
 
@@ -186,6 +187,30 @@ auto promise<T>::get_return_object() noexcept -> task<T> {
 inline auto promise<void>::get_return_object() noexcept -> task<void> {
     return task<void>{std::coroutine_handle<promise>::from_promise(*this)};
 }
+
+/// A result that is there already, or the task that will have it: to return where most calls have nothing to await, and
+/// a coroutine's frame would be for nothing.
+template <class T = void>
+class [[nodiscard("what it holds may not have been done until it is awaited")]] result_or_task {
+    using value = std::conditional_t<std::is_void_v<T>, std::monostate, T>;
+
+public:
+    result_or_task(value known = {}) : held_(std::move(known)) {}
+    result_or_task(task<T> later) noexcept : held_(std::move(later)) {}
+
+    [[nodiscard]] auto await_ready() const noexcept -> bool { return held_.index() == 0; }
+    [[nodiscard]] auto await_suspend(std::coroutine_handle<> awaiting, environment const* env) noexcept
+        -> std::coroutine_handle<> {
+        return std::get_if<1>(&held_)->await_suspend(awaiting, env);
+    }
+    auto await_resume() -> T {
+        if (auto* const later = std::get_if<1>(&held_)) return later->await_resume();
+        return static_cast<T>(std::move(*std::get_if<0>(&held_)));
+    }
+
+private:
+    std::variant<value, task<T>> held_;
+};
 
 /// Runs a task, and everything it awaits, to its end on the calling thread; returns its result or throws what it threw.
 template <class T>

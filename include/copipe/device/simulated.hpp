@@ -8,6 +8,8 @@
 #include "copipe/error.hpp"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
@@ -15,7 +17,6 @@
 #include <functional>
 #include <limits>
 #include <memory_resource>
-#include <queue>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -29,34 +30,41 @@ class simulation final : public executor {
 public:
     [[nodiscard]] auto now() const noexcept -> double { return now_; }
 
-    /// Wakes a waiter at a moment of virtual time.
-    void wake_at(double time, waiter& w) { agenda_.push({time, order_++, &w}); }
+    /// Wakes a waiter at a moment of virtual time; waiters of one moment in the order of the calls.
+    void wake_at(double time, waiter& w) { time > now_ ? enter({bits(time), &w}) : post(w); }
 
 private:
+    /// Moments are never negative, so their bits are ordered as they are.
     struct appointment {
-        double time;
-        std::uint64_t order;
+        std::uint64_t when;
         waiter* who;
-        [[nodiscard]] auto operator<(appointment const& other) const noexcept
-            -> bool { // std::priority_queue's top is the largest
-            return time != other.time ? time > other.time : order > other.order;
-        }
     };
+
+    [[nodiscard]] static auto bits(double time) noexcept -> std::uint64_t { return std::bit_cast<std::uint64_t>(time); }
+
+    /// A radix heap: an appointment lies in the bucket of the highest bit in which it differs from the present.
+    void enter(appointment const& later) {
+        auto const bucket = static_cast<std::size_t>(std::bit_width(later.when ^ bits(now_)) - 1);
+        agenda_[bucket].push_back(later);
+        used_ |= std::uint64_t{1} << bucket;
+    }
 
     void idle() override {
         take_woken();
         if (run_one()) return;
-        if (agenda_.empty()) return deadlocked();
-        now_ = std::max(now_, agenda_.top().time);
-        while (!agenda_.empty() && agenda_.top().time <= now_) {
-            post(*agenda_.top().who);
-            agenda_.pop();
-        }
+        if (used_ == 0) return deadlocked();
+        opened_.swap(agenda_[static_cast<std::size_t>(std::countr_zero(used_))]);
+        used_ &= used_ - 1;
+        auto const earlier = [](appointment const& a, appointment const& b) { return a.when < b.when; };
+        now_ = std::bit_cast<double>(std::min_element(opened_.begin(), opened_.end(), earlier)->when);
+        for (appointment const& each : opened_) each.when == bits(now_) ? post(*each.who) : enter(each);
+        opened_.clear();
     }
 
     double now_ = 0;
-    std::uint64_t order_ = 0;
-    std::priority_queue<appointment> agenda_{};
+    std::array<std::vector<appointment>, 64> agenda_{};
+    std::uint64_t used_ = 0; ///< which buckets hold something, as bits
+    std::vector<appointment> opened_{};
 };
 
 /// How one simulated rank behaves. Seconds are virtual.

@@ -100,13 +100,13 @@ public:
     /// numbers to the bit. Between steps. Chen, Xu, Zhang, Guestrin, "Training deep nets with sublinear memory cost",
     /// 2016.
     void recompute(bool yes) { self_->recompute(yes); }
-    [[nodiscard]] auto forward(context<Device>& c, std::size_t slot, tensor x) -> task<tensor> {
+    [[nodiscard]] auto forward(context<Device>& c, std::size_t slot, tensor x) -> result_or_task<tensor> {
         return self_->forward(c, slot, std::move(x));
     }
-    [[nodiscard]] auto backward_input(context<Device>& c, std::size_t slot, tensor dy) -> task<tensor> {
+    [[nodiscard]] auto backward_input(context<Device>& c, std::size_t slot, tensor dy) -> result_or_task<tensor> {
         return self_->backward_input(c, slot, std::move(dy));
     }
-    [[nodiscard]] auto backward_weight(context<Device>& c, std::size_t slot) -> task<> {
+    [[nodiscard]] auto backward_weight(context<Device>& c, std::size_t slot) -> result_or_task<> {
         return self_->backward_weight(c, slot);
     }
     /// Drops what micro-batch `slot` has saved.
@@ -118,9 +118,9 @@ private:
         virtual ~interface() = default;
         virtual void reserve(std::size_t micro_batches) = 0;
         virtual void recompute(bool yes) = 0;
-        virtual auto forward(context<Device>&, std::size_t slot, tensor x) -> task<tensor> = 0;
-        virtual auto backward_input(context<Device>&, std::size_t slot, tensor dy) -> task<tensor> = 0;
-        virtual auto backward_weight(context<Device>&, std::size_t slot) -> task<> = 0;
+        virtual auto forward(context<Device>&, std::size_t slot, tensor x) -> result_or_task<tensor> = 0;
+        virtual auto backward_input(context<Device>&, std::size_t slot, tensor dy) -> result_or_task<tensor> = 0;
+        virtual auto backward_weight(context<Device>&, std::size_t slot) -> result_or_task<> = 0;
         virtual void drop(std::size_t slot) noexcept = 0;
     };
 
@@ -143,44 +143,37 @@ private:
             kept.clear();
             if (yes) kept.resize(slots.size());
         }
-        auto forward(context<Device>& c, std::size_t slot, tensor x) -> task<tensor> override {
-            if (!kept.empty()) kept[slot] = {x, c.target};
-            tensor y;
-            if constexpr (std::is_same_v<decltype(self.forward(c, x, slots[slot])), tensor>) {
-                y = self.forward(c, std::move(x), slots[slot]);
-            } else {
-                y = co_await self.forward(c, std::move(x), slots[slot]);
-            }
-            if (!kept.empty()) slots[slot] = {};
+        auto forward(context<Device>& c, std::size_t slot, tensor x) -> result_or_task<tensor> override {
+            if (!kept.empty()) return forward_for_input(c, slot, std::move(x));
+            return self.forward(c, std::move(x), slots[slot]);
+        }
+        auto forward_for_input(context<Device>& c, std::size_t slot, tensor x) -> task<tensor> {
+            kept[slot] = {x, c.target};
+            result_or_task<tensor> pending{self.forward(c, std::move(x), slots[slot])};
+            tensor y = co_await pending;
+            slots[slot] = {};
             co_return y;
         }
-        auto backward_input(context<Device>& c, std::size_t slot, tensor dy) -> task<tensor> override {
-            if (!kept.empty()) {
-                context<Device> again = c;
-                again.target = std::move(kept[slot].target);
-                tensor x = std::move(kept[slot].x);
-                if constexpr (std::is_same_v<decltype(self.forward(c, x, slots[slot])), tensor>) {
-                    (void)self.forward(again, std::move(x), slots[slot]);
-                } else {
-                    (void)co_await self.forward(again, std::move(x), slots[slot]);
-                }
-            }
-            if constexpr (std::is_same_v<decltype(self.backward_input(c, dy, slots[slot])), tensor>) {
-                co_return self.backward_input(c, std::move(dy), slots[slot]);
-            } else {
-                co_return co_await self.backward_input(c, std::move(dy), slots[slot]);
-            }
+        auto backward_input(context<Device>& c, std::size_t slot, tensor dy) -> result_or_task<tensor> override {
+            if (!kept.empty()) return forward_and_backward(c, slot, std::move(dy));
+            return self.backward_input(c, std::move(dy), slots[slot]);
+        }
+        auto forward_and_backward(context<Device>& c, std::size_t slot, tensor dy) -> task<tensor> {
+            context<Device> again = c;
+            again.target = std::move(kept[slot].target);
+            result_or_task<tensor> pending{self.forward(again, std::move(kept[slot].x), slots[slot])};
+            tensor const discarded = co_await pending;
+            result_or_task<tensor> dx{self.backward_input(c, std::move(dy), slots[slot])};
+            co_return co_await dx;
         }
         auto backward_weight([[maybe_unused]] context<Device>& c, [[maybe_unused]] std::size_t slot)
-            -> task<> override {
-            if constexpr (requires { self.backward_weight(c, slots[slot]); }) {
-                if constexpr (std::is_void_v<decltype(self.backward_weight(c, slots[slot]))>) {
-                    self.backward_weight(c, slots[slot]);
-                } else {
-                    co_await self.backward_weight(c, slots[slot]);
-                }
+            -> result_or_task<> override {
+            if constexpr (requires { { self.backward_weight(c, slots[slot]) } -> std::same_as<task<>>; }) {
+                return self.backward_weight(c, slots[slot]);
+            } else if constexpr (requires { self.backward_weight(c, slots[slot]); }) {
+                self.backward_weight(c, slots[slot]);
             }
-            co_return;
+            return {};
         }
         void drop(std::size_t slot) noexcept override {
             slots[slot] = {};

@@ -85,17 +85,16 @@ public:
     }
     tensor(tensor&& other) noexcept
         : block_(std::exchange(other.block_, nullptr)), extents_(other.extents_), type_(other.type_) {}
-    auto operator=(tensor other) noexcept -> tensor& {
-        std::swap(block_, other.block_);
-        std::swap(extents_, other.extents_);
-        std::swap(type_, other.type_);
+    auto operator=(tensor const& other) noexcept -> tensor& { return *this = tensor{other}; }
+    auto operator=(tensor&& other) noexcept -> tensor& {
+        block* const taken = std::exchange(other.block_, nullptr);
+        release();
+        block_ = taken;
+        extents_ = other.extents_;
+        type_ = other.type_;
         return *this;
     }
-    ~tensor() {
-        if (!block_ || --block_->references != 0) return;
-        block_->memory->deallocate(block_->data, block_->bytes, 64);
-        frame_pool::deallocate(block_, sizeof(block));
-    }
+    ~tensor() { release(); }
 
     [[nodiscard]] explicit operator bool() const noexcept { return block_ != nullptr; }
     [[nodiscard]] auto sizes() const noexcept -> extents const& { return extents_; }
@@ -124,6 +123,12 @@ private:
         std::pmr::memory_resource* memory = nullptr;
         std::size_t references = 1;
     };
+
+    void release() const noexcept {
+        if (!block_ || --block_->references != 0) return;
+        block_->memory->deallocate(block_->data, block_->bytes, 64);
+        frame_pool::deallocate(block_, sizeof(block));
+    }
 
     block* block_ = nullptr;
     extents extents_{};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The engine: runs one rank's program, every action a coroutine that awaits its input, its turn on the compute stream,
-// its layers, and the taking-over of its output. Knows the order from the schedule and nothing else of it.
+// The engine: runs one rank's program. One coroutine issues its actions, one runs them, each chunk, message and lane of
+// receives is a coroutine of its own. Knows the order from the schedule and nothing else of it.
 #pragma once
 
 #include "copipe/async/scope.hpp"
@@ -74,7 +74,6 @@ public:
           options_(options),
           compute_(&dev.open_stream("compute")),
           links_(static_cast<std::size_t>(plan.where.ranks)),
-          sent_(links_.size()),
           flights_(std::max<std::size_t>(options.lookahead, 1)),
           posted_(std::max(plan.training[own()].incoming.size(), plan.evaluation[own()].incoming.size())),
           slots_(std::max(slots_of(plan.training[own()]), slots_of(plan.evaluation[own()]))),
@@ -111,14 +110,15 @@ public:
         scope chunks{co_await this_environment{}};
         for (std::size_t i = 0; i < steps.incoming.size(); ++i)
             chunks.spawn(receive_all(steps.incoming[i], posted_[i]));
-        chunks.spawn(issue(steps, chunks));
+        chunks.spawn(issue(steps));
+        chunks.spawn(run_all(steps.actions.size(), chunks));
         std::exception_ptr failure;
         try {
             co_await chunks.join();
         } catch (...) {
             failure = std::current_exception();
         }
-        for (auto& to_peer : sent_) { // the last to be read is the last that was sent
+        for (auto& [peer, to_peer] : sent_) { // the last to be read is the last that was sent
             if (!to_peer.empty()) co_await to_peer.back().over.completion();
             let_go(to_peer);
         }
@@ -145,16 +145,18 @@ public:
     /// moves any more. Empty when the rank waits for nothing but its own device. On the rank's thread, or while it
     /// rests.
     [[nodiscard]] auto blocked() -> std::string {
-        if (turns_.passed() >= issued_) return {};
-        action const& held = flights_[turns_.passed() % flights_.size()].what;
+        if (enqueued_.value() >= issued_.value()) return {};
+        flight& own = flights_[enqueued_.value() % flights_.size()];
+        action const& held = own.what;
         auto const waits = [this](chunk const& c) {
             return "rank " + std::to_string(rank_) + " waits with the " + std::string(name(kind_of(c.what))) +
                    " of stage " + std::to_string(c.stage) + ", micro-batch " + std::to_string(step_micro_batch(c)) +
                    ", for ";
         };
-        for (chunk const& each : held.chunks()) {
+        for (std::size_t i = 0; i < held.chunks().size(); ++i) {
+            chunk const& each = held.chunks()[i];
             auto const input = input_of(each, plan_->where);
-            if (!input || input_of_chunk(each).handed_over.is_set()) continue;
+            if (!input || own.halves[i].from->handed_over.is_set()) continue;
             return waits(each) + "stage " + std::to_string(input->from_stage) + " of rank " +
                    std::to_string(plan_->where.rank_of(input->from_stage));
         }
@@ -211,12 +213,17 @@ private:
     };
     /// An action between its issue and its retirement.
     struct half {
+        local_stage* home = nullptr;
+        slot* place = nullptr;
+        arrival* from = nullptr; ///< what it takes from a neighbouring stage, ...
+        bool awaits = false;     ///< ... if it takes anything
         event start{};
         event end{};
         tensor output{};
         std::vector<event> marks{}; ///< between layers, on steps that time them
 
         void clear() {
+            awaits = false;
             start = {};
             end = {};
             output = {};
@@ -251,12 +258,6 @@ private:
     [[nodiscard]] auto slot_number(int micro_batch) const noexcept -> std::size_t {
         return static_cast<std::size_t>(micro_batch) % slots_;
     }
-    [[nodiscard]] auto slot_of(chunk const& c) -> slot& {
-        return stage_at(c.stage).slots[slot_number(c.micro_batch)];
-    }
-    [[nodiscard]] auto input_of_chunk(chunk const& c) -> arrival& {
-        return c.what == op::forward ? slot_of(c).input : slot_of(c).gradient;
-    }
     [[nodiscard]] auto step_micro_batch(chunk const& c) const -> int {
         return plan_->where.global_micro_batch(c.stage, c.micro_batch, plan_->micro_batches);
     }
@@ -279,8 +280,9 @@ private:
     void begin(batch const& from, bool training) {
         batch_ = &from;
         training_ = training;
-        retired_ = issued_ = 0;
-        turns_.reset();
+        retired_ = 0;
+        issued_.reset();
+        enqueued_.reset();
         for (progress_counter& each : posted_) each.reset();
         last_end_ = device_->now();
         double total = 0;
@@ -310,8 +312,8 @@ private:
         }
     }
 
-    /// Starts the actions in order, at most `lookahead` ahead of the device.
-    auto issue(rank_program const& steps, scope& chunks) -> task<> {
+    /// Begins the actions in order, at most `lookahead` ahead of the device: posts their receives, loads their samples.
+    auto issue(rank_program const& steps) -> task<> {
         std::uint64_t const count = steps.actions.size();
         std::uint64_t const window = flights_.size();
         try {
@@ -321,13 +323,14 @@ private:
                 if (full) co_await retire((window + 1) / 2);
                 next.what = steps.actions[i];
                 next.held_by_window = full;
-                issued_ = i + 1;
                 for (posted_receives const& need : steps.needs[i]) {
                     if (need.count == 0) continue;
                     progress_counter& posted = posted_[need.lane];
                     if (need.count > posted.value()) posted.advance(need.count - posted.value());
                 }
-                chunks.spawn(run_action(i, next, chunks));
+                auto const pieces = next.what.chunks();
+                for (std::size_t k = 0; k < pieces.size(); ++k) prepare(pieces[k], next.halves[k]);
+                issued_.advance();
             }
             co_await retire(count - retired_);
         } catch (...) {
@@ -336,35 +339,40 @@ private:
         }
     }
 
-    /// The life of an action, from its inputs to its end on the compute stream.
-    auto run_action(std::uint64_t ticket, flight& own, scope& chunks) -> task<> {
+    /// Enqueues the issued actions in order, each as soon as its inputs are there, and hands on what they make.
+    auto run_all(std::uint64_t count, scope& chunks) -> task<> {
         try {
-            auto const pieces = own.what.chunks();
-            for (chunk const& each : pieces) {
-                load(each);
-                if (input_of(each, plan_->where)) co_await input_of_chunk(each).handed_over.wait();
+            for (std::uint64_t i = 0; i < count; ++i) {
+                co_await issued_.reached(i + 1);
+                flight& own = flights_[i % flights_.size()];
+                auto const pieces = own.what.chunks();
+                for (half& each : own.halves) // a pair starts with both its inputs
+                    if (each.awaits) co_await each.from->handed_over.wait();
+                for (half& each : own.halves)
+                    if (each.awaits) compute_->wait(each.from->moved.end);
+                if (own.what.overlapped()) {
+                    co_await alternate(compute(pieces[0], own.halves[0]), compute(pieces[1], own.halves[1]));
+                } else {
+                    co_await compute(pieces[0], own.halves[0]);
+                }
+                for (std::size_t k = 0; k < pieces.size(); ++k) hand_over(pieces[k], own.halves[k], chunks);
+                enqueued_.advance();
             }
-            co_await turns_.turn(ticket);
-            for (chunk const& each : pieces)
-                compute_->wait(input_of_chunk(each).moved.end); // a pair starts with both its inputs
-            if (own.what.overlapped()) {
-                co_await alternate(compute(pieces[0], own.halves[0]), compute(pieces[1], own.halves[1]));
-            } else {
-                co_await compute(pieces[0], own.halves[0]);
-            }
-            for (std::size_t i = 0; i < pieces.size(); ++i) hand_over(pieces[i], own.halves[i], chunks);
-            turns_.pass();
         } catch (...) {
             endpoint_.abort();
             throw;
         }
     }
 
-    /// Reads the dataset for a first or last stage.
-    void load(chunk const& c) {
+    /// Finds a chunk's place, and reads the dataset for a first or last stage.
+    void prepare(chunk const& c, half& own) {
+        own.home = &stage_at(c.stage);
+        own.place = &own.home->slots[slot_number(c.micro_batch)];
+        own.from = c.what == op::forward ? &own.place->input : &own.place->gradient;
+        own.awaits = input_of(c, plan_->where).has_value();
         if (c.what != op::forward || !(plan_->where.is_first(c.stage) || plan_->where.is_last(c.stage))) return;
         try {
-            auto& [input, target] = slot_of(c).sample;
+            auto& [input, target] = own.place->sample;
             batch_->data.load(batch_->first + static_cast<std::uint64_t>(step_micro_batch(c)), input, target);
         } catch (...) {
             fail(c);
@@ -382,12 +390,11 @@ private:
                              .rank = rank_,
                              .marks = times_layers_ ? &own.marks : nullptr};
         try {
-            local_stage& own_stage = stage_at(c.stage);
             std::size_t const number = slot_number(c.micro_batch);
-            stage<Device>& layers = own_stage.layers;
-            auto const& [input, target] = own_stage.slots[number].sample;
+            stage<Device>& layers = own.home->layers;
+            auto const& [input, target] = own.place->sample;
             bool const last = plan_->where.is_last(c.stage);
-            arrival& from = input_of_chunk(c);
+            arrival& from = *own.from;
             [[maybe_unused]] auto const shown = range_on(
                 *device_, {rank_, c.stage, static_cast<int>(micro_batch), name(kind_of(c.what))});
             own.start = compute_->record(measured());
@@ -395,7 +402,7 @@ private:
                 if (plan_->where.is_first(c.stage)) from.value = upload(input);
                 if (last) work.target = upload(target);
                 own.output = co_await layers.forward(work, number, from.value);
-                if (last) keep_loss(own.output, own_stage.losses[static_cast<std::size_t>(c.micro_batch)]);
+                if (last) keep_loss(own.output, own.home->losses[static_cast<std::size_t>(c.micro_batch)]);
             } else if (c.what == op::backward_weight) {
                 co_await layers.backward_weight(work, number);
             } else {
@@ -446,9 +453,14 @@ private:
         std::copy(value.sizes().begin(), value.sizes().end(), what.header.begin() + 2);
         int const peer = plan_->where.rank_of(m.to_stage);
         event over = co_await endpoint_.send(peer, what, value.data(), ready);
-        auto& to_peer = sent_[static_cast<std::size_t>(peer)];
+        auto& to_peer = sent_to(peer);
         to_peer.push_back({c, std::move(value), std::move(ready), std::move(over)});
         let_go(to_peer);
+    }
+
+    [[nodiscard]] auto sent_to(int peer) -> std::vector<lent>& {
+        auto const known = std::find_if(sent_.begin(), sent_.end(), [=](auto const& one) { return one.first == peer; });
+        return known != sent_.end() ? known->second : sent_.emplace_back(peer, std::vector<lent>{}).second;
     }
 
     /// Frees what a peer has read by now.
@@ -489,7 +501,7 @@ private:
     auto retire(std::uint64_t count) -> task<> {
         if (count == 0) co_return;
         std::uint64_t const until = retired_ + count;
-        co_await turns_.turn(until);
+        co_await enqueued_.reached(until);
         flight& newest = flights_[(until - 1) % flights_.size()];
         for (half& each : newest.halves) co_await each.end.completion();
         for (; retired_ < until; ++retired_) retire(flights_[retired_ % flights_.size()]);
@@ -505,9 +517,9 @@ private:
                 fail(pieces[i], -1, i + 1 < pieces.size() ? &pieces[1] : nullptr);
             }
             done.halves[i].clear();
-            slot& s = slot_of(pieces[i]);
             op const what = pieces[i].what;
-            if (!training_ || what == op::backward || what == op::backward_weight) s.clear();
+            if (!training_ || what == op::backward || what == op::backward_weight)
+                done.halves[i].place->clear();
         }
     }
 
@@ -519,7 +531,7 @@ private:
         for (std::size_t i = 0; i < pieces.size(); ++i) {
             start = std::min(start, done.halves[i].start.time());
             if (pieces[i].what == op::backward_weight) continue;
-            arrival const& from = input_of_chunk(pieces[i]);
+            arrival const& from = *done.halves[i].from;
             if (from.moved.end.time() == 0) continue; // handed over on this rank
             arrived = std::max(arrived, from.moved.end.time());
             report(span_kind::receive, wait_reason::none, pieces[i], from.moved.start.time(), from.moved.end.time());
@@ -594,14 +606,14 @@ private:
     pipeline_options options_;
     stream* compute_;
     std::vector<stream*> links_;          ///< by peer, opened when first used
-    std::vector<std::vector<lent>> sent_; ///< by peer
+    std::vector<std::pair<int, std::vector<lent>>> sent_{}; ///< to each of the few ranks that messages went to
     std::vector<local_stage> stages_{};
     std::vector<flight> flights_;
     std::vector<progress_counter> posted_;
     std::size_t slots_;
-    turnstile turns_{};
-    std::uint64_t issued_ = 0;
-    std::uint64_t retired_ = 0;
+    progress_counter issued_{};   ///< how many actions have begun, ...
+    progress_counter enqueued_{}; ///< ... have been enqueued with all their work, ...
+    std::uint64_t retired_ = 0;   ///< ... and have ended on the device
     double last_end_ = 0;
     batch const* batch_ = nullptr;
     bool training_ = true;
