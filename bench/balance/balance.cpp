@@ -94,7 +94,7 @@ void run(copipe::text_table& table, scenario const& of) {
     auto const best = train(of, start, copipe::static_partition{}, std::ref(knows));
     auto const still = train(of, start, copipe::static_partition{});
     auto const often = of.steps > 100 ? train(of, start, every_100{}) : still;
-    auto const ours = train(of, start, copipe::balanced{{.check_every = 10}});
+    auto const ours = train(of, start, copipe::balanced{});
     auto const over = [&](outcome const& each) { return copipe::decimal(each.seconds / best.seconds, 4); };
     table.row({of.name, std::to_string(of.ranks), std::to_string(of.steps), over(still), over(often), over(ours),
                std::to_string(often.moves), std::to_string(ours.moves),

@@ -54,6 +54,9 @@ struct chosen_balancer {
         last = moving->last_decision();
         return plan;
     }
+    [[nodiscard]] auto notices(copipe::row<double> const& work, std::uint64_t step) -> bool {
+        return moving && moving->notices(work, step);
+    }
     [[nodiscard]] auto check_every() const -> int { return moving ? moving->check_every() : 0; }
     [[nodiscard]] auto last_decision() const -> copipe::decision const& { return last; }
 };
@@ -77,6 +80,7 @@ public:
     [[nodiscard]] virtual auto steps_done() const -> std::uint64_t = 0;
     [[nodiscard]] virtual auto layers() const -> copipe::partition const& = 0;
     [[nodiscard]] virtual auto balancer() -> chosen_balancer const& = 0;
+    [[nodiscard]] virtual auto fingerprints() const -> std::vector<copipe::fingerprint> const& = 0;
     [[nodiscard]] virtual auto spans() const -> copipe::recorder const& = 0;
     [[nodiscard]] virtual auto memory_in_use(int rank) const -> std::size_t = 0;
     [[nodiscard]] virtual auto peak_memory(int rank) const -> std::size_t = 0;

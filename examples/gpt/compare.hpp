@@ -60,7 +60,7 @@ struct comparison {
         bool const sequential = policy == copipe::sequential::name;
         copipe::shape const own{sequential ? 1 : size.ranks, size.micro_batches};
         try {
-            run_plan const plan{schedule_of(policy, own, static_cast<int>(layers.size())), layers};
+            run_plan const plan{{schedule_of(policy, own, static_cast<int>(layers.size())), layers}};
             comparison const found = try_out(plan, model, options, data, steps);
             if (sequential) reference = found.step_seconds;
             rows.row({std::string(policy), std::to_string(own.ranks), milliseconds(found.step_seconds),

@@ -7,6 +7,7 @@
 #include "gpt/options.hpp"
 
 #include <algorithm>
+#include <cstddef>
 #include <memory>
 #include <string>
 #include <vector>
@@ -17,6 +18,9 @@ namespace gpt {
 struct place {
     int gpus = 0;           ///< over which the ranks are spread in turn; 0: on the CPU
     std::string sentence{}; ///< for the user
+
+    /// How many actions a rank's host may be ahead.
+    [[nodiscard]] auto lookahead() const noexcept -> std::size_t { return gpus > 0 ? 8 : 4; }
 };
 
 /// The GPUs that can be used here, and how many there are or why there are none.

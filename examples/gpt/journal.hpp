@@ -111,7 +111,8 @@ private:
     void note(copipe::move_report const& moved, std::uint64_t step) {
         print("step " + std::to_string(step) + ": layers move, " + bounds(moved.from) + " -> " + bounds(moved.to) +
               " per stage; predicted gain " + copipe::percent(moved.gain) + ", " + copipe::byte_count(moved.bytes) +
-              " in " + milliseconds(moved.seconds));
+              " in " + milliseconds(moved.seconds) +
+              (moved.recomputed.empty() ? "" : "; recomputed: " + names_of(moved.recomputed, moved.to.layers())));
         moved_.emplace_back(step, moved);
         seconds_ += moved.seconds;
     }

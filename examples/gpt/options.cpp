@@ -73,6 +73,17 @@ std::optional<slow_rank> read_slow(std::string const& text) {
     return fits ? std::optional{found} : std::nullopt;
 }
 
+/// Reads a number of bytes, with K, M or G for times 1024, 1024^2 or 1024^3; nothing if it is none, or 0.
+std::optional<std::size_t> read_bytes(std::string text) {
+    std::string const units = "KMG";
+    auto const unit = text.empty() ? std::string::npos : units.find(text.back());
+    if (unit != std::string::npos) text.pop_back();
+    std::size_t const shift = unit == std::string::npos ? 0 : 10 * (unit + 1);
+    std::uint64_t count = 0;
+    if (!reads(text, count) || count == 0 || count >> (63 - shift) != 0) return {};
+    return count << shift;
+}
+
 std::string known_policy(std::string const& text) {
     std::string known;
     for (auto const name : policy_names) {
@@ -140,6 +151,16 @@ void add_options(CLI::App& app, options& to) {
                    "(E embedding, t block, L head); default: as predicted best")
         ->type_name("STRING");
     app.add_option_function<std::string>(
+           "--memory-limit", [&to](std::string const& bytes) { to.memory_limit = *read_bytes(bytes); },
+           "what each rank may use of its device's memory, with K, M or G:\n"
+           "layers are recomputed where that is needed; default: all")
+        ->check(CLI::Validator(
+            [](std::string const& text) {
+                return read_bytes(text) ? std::string{} : "must be a number of bytes such as 300M or 2G, not " + text;
+            },
+            ""))
+        ->type_name("BYTES");
+    app.add_option_function<std::string>(
            "--balance", [&to](std::string const& name) { to.balanced = name == "balanced"; },
            "static: layers stay; balanced: they move between ranks when\n"
            "measurements say that a step becomes shorter")
@@ -147,6 +168,11 @@ void add_options(CLI::App& app, options& to) {
         ->type_name("NAME")
         ->default_str("static");
     count(app, "--balance-every", to.balance_every, 1, many, "steps between two looks at the measurements");
+    app.add_option("--fingerprints", to.fingerprints,
+                   "file that keeps what devices can do, measured for --balance;\n"
+                   "cache: copipe/fingerprints in ~/.cache; none: measure anew")
+        ->type_name("FILE")
+        ->capture_default_str();
     app.add_option_function<std::vector<std::string>>(
            "--slow",
            [&to](std::vector<std::string> const& all) {
@@ -226,8 +252,9 @@ void require_consistent(options const& asked) {
                                        {"--timeline", &asked.timeline}})
         if (asked.compare && !file->empty())
             throw usage_error(std::string("--compare writes no files and resumes nothing: leave ") + option + " out");
-    if (asked.compare && (asked.balanced || !asked.slow.empty() || !asked.layout.empty()))
-        throw usage_error("--compare tries each policy as predicted best: leave --layout, --balance and --slow out");
+    if (asked.compare && (asked.balanced || !asked.slow.empty() || !asked.layout.empty() || asked.memory_limit != 0))
+        throw usage_error("--compare tries each policy as predicted best: leave --layout, --balance, --slow and "
+                          "--memory-limit out");
     require_own_files(asked);
 }
 
@@ -268,6 +295,8 @@ auto parse(int count, char const* const* arguments) -> std::optional<options> {
     if (found.policy == copipe::sequential::name && app.count("--ranks") == 0) found.pipeline.ranks = 1;
     if (!found.balanced && app.count("--balance-every") != 0)
         throw usage_error("--balance-every needs --balance balanced");
+    if (!found.balanced && app.count("--fingerprints") != 0)
+        throw usage_error("--fingerprints needs --balance balanced");
     require_slow_ranks(found);
     return found;
 }

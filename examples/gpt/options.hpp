@@ -6,6 +6,7 @@
 #include "copipe/transport/launch.hpp"
 #include "gpt/model.hpp"
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -44,10 +45,13 @@ struct options {
 
     copipe::launch process{}; ///< this process among those that a launcher has started, one per rank
 
+    std::size_t memory_limit = 0; ///< bytes that each rank may use of its device's memory; 0: no limit
+
     std::string layout{};     ///< which layers form which stage; as predicted to be best if empty
     bool balanced = false;    ///< layers move in mid-training
     int balance_every = 100;  ///< steps between two looks at the measurements
     std::vector<slow_rank> slow{};
+    std::string fingerprints = "cache"; ///< file of what devices can do; "cache": the user's; "none"
 };
 
 /// How many bytes one step is trained on.

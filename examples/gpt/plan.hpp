@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <numeric>
 #include <optional>
 #include <span>
@@ -55,32 +56,67 @@ struct schedule {
     });
 }
 
-[[nodiscard]] inline auto predict(schedule const& of, std::vector<copipe::layer_profile> const& layers,
-                                  copipe::partition const& cut) -> copipe::forecast {
-    return copipe::evaluate(of.programs, of.where, of.size.micro_batches, copipe::stage_costs{layers, cut, of.where});
-}
+/// What is to be planned: layers, measured over one micro-batch, under a schedule, and what ranks may hold.
+struct workload {
+    schedule order;
+    std::vector<copipe::layer_profile> layers;
+    std::optional<copipe::partition_problem> memory{}; ///< if there is a limit
 
-/// A partition whose slowest rank, or slowest stage, is as fast as can be, whatever else happens in a step.
-[[nodiscard]] inline auto balanced(schedule const& of, std::vector<copipe::layer_profile> const& layers,
-                                   copipe::stage_order order) -> copipe::partition {
+    /// `bytes` of its device's memory for each rank; 0: all.
+    workload(schedule of, std::vector<copipe::layer_profile> measured, std::size_t bytes = 0,
+             std::size_t lookahead = 4)
+        : order(std::move(of)), layers(std::move(measured)) {
+        if (bytes == 0) return;
+        memory = copipe::memory_problem({.bytes = {bytes}, .layers = layers}, order.programs, order.where,
+                                        copipe::adamw::state_names.size(), lookahead);
+    }
+
+    /// The layers to recompute; nothing if the partition does not fit.
+    [[nodiscard]] auto recomputed(copipe::partition const& cut) const -> std::optional<copipe::row<int>> {
+        return memory ? copipe::recompute_for(*memory, cut.bounds()) : copipe::row<int>{};
+    }
+    /// What the stages of a partition that fits cost.
+    [[nodiscard]] auto costs(copipe::partition const& cut) const -> copipe::stage_costs {
+        auto each = layers;
+        copipe::row<int> const all = *recomputed(cut);
+        for (int const layer : all) {
+            auto& again = each[static_cast<std::size_t>(layer)];
+            again.backward_input += again.forward;
+        }
+        return {each, cut, order.where};
+    }
+    [[nodiscard]] auto forecast(copipe::partition const& cut) const -> copipe::forecast {
+        return copipe::evaluate(order.programs, order.where, order.size.micro_batches, costs(cut));
+    }
+    /// Of a step's chunks, in seconds; infinite if the partition does not fit.
+    [[nodiscard]] auto makespan(copipe::partition const& cut) const -> double {
+        return recomputed(cut) ? forecast(cut).makespan : std::numeric_limits<double>::infinity();
+    }
+};
+
+/// A partition whose slowest rank, or slowest stage, is as fast as can be, whatever else happens in a step. Of ranks it
+/// keeps to what they may hold; where that is impossible it is as if there were no limit.
+[[nodiscard]] inline auto balanced(workload const& of, copipe::stage_order order) -> copipe::partition {
     bool const per_stage = order == copipe::stage_order::single;
-    copipe::partition_problem problem{.order = order, .ranks = per_stage ? of.where.model_stages() : of.where.ranks};
-    for (copipe::layer_profile const& each : layers)
+    auto const& where = of.order.where;
+    copipe::partition_problem problem{.order = order, .ranks = per_stage ? where.model_stages() : where.ranks};
+    for (copipe::layer_profile const& each : of.layers)
         problem.weights.push_back(std::llround(1e9 * (each.forward + each.backward_input + each.backward_weight)));
-    return copipe::partition::given(copipe::solve_partition(problem)->bounds, static_cast<int>(layers.size()));
+    auto plan = of.memory && of.memory->order == order ? copipe::solve_partition(*of.memory) : std::nullopt;
+    if (!plan) plan = copipe::solve_partition(problem);
+    return copipe::partition::given(plan->bounds, static_cast<int>(of.layers.size()));
 }
 
 /// Moves one bound of a partition after the other to where the predicted step is shortest, as long as that helps.
-[[nodiscard]] inline auto refined(schedule const& of, std::vector<copipe::layer_profile> const& layers,
-                                  copipe::partition best) -> copipe::partition {
-    double shortest = predict(of, layers, best).makespan;
+[[nodiscard]] inline auto refined(workload const& of, copipe::partition best) -> copipe::partition {
+    double shortest = of.makespan(best);
     for (bool improved = true; std::exchange(improved, false);) {
         for (std::size_t moved = 1; moved + 1 < best.bounds().size(); ++moved) {
             std::vector<int> bounds = best.bounds();
             int const end = bounds[moved + 1];
             for (bounds[moved] = bounds[moved - 1] + 1; bounds[moved] < end; ++bounds[moved]) {
                 auto tried = copipe::partition::given(bounds, best.layers());
-                double const makespan = predict(of, layers, tried).makespan;
+                double const makespan = of.makespan(tried);
                 if (makespan >= shortest * 0.999) continue;
                 shortest = makespan;
                 best = std::move(tried);
@@ -92,40 +128,39 @@ struct schedule {
 }
 
 /// A partition for a short step. An even count of layers will not do: the embedding costs next to nothing, and in a V
-/// the first and the last stage share a rank.
-[[nodiscard]] inline auto best_partition(schedule const& of, std::vector<copipe::layer_profile> const& layers)
-    -> copipe::partition {
+/// the first and the last stage share a rank. Throws memory_error where none fits.
+[[nodiscard]] inline auto best_partition(workload const& of) -> copipe::partition {
     using order = copipe::stage_order;
     std::vector orders{order::single};
-    if (of.where.kind == copipe::layout::v) orders.push_back(order::v);
-    if (of.where.kind == copipe::layout::bidirectional) orders.push_back(order::bidirectional);
+    if (of.order.where.kind == copipe::layout::v) orders.push_back(order::v);
+    if (of.order.where.kind == copipe::layout::bidirectional) orders.push_back(order::bidirectional);
     std::optional<copipe::partition> best;
     double shortest = 0;
     for (order const each : orders) {
-        copipe::partition found = refined(of, layers, balanced(of, layers, each));
-        double const makespan = predict(of, layers, found).makespan;
+        copipe::partition found = refined(of, balanced(of, each));
+        double const makespan = of.makespan(found);
         if (best && makespan >= shortest * 0.999) continue;
         best = std::move(found);
         shortest = makespan;
     }
+    if (of.memory) (void)copipe::require_recompute(*of.memory, *best);
     return *best;
 }
 
 /// What is known of a run before it starts.
-struct run_plan {
-    schedule order;
-    std::vector<copipe::layer_profile> layers; ///< measured, one micro-batch
+struct run_plan : workload {
     copipe::partition cut;
-    copipe::forecast expected; ///< of the chunks of one step; seconds
+    copipe::row<int> recomputed; ///< layers
+    copipe::forecast expected;   ///< of the chunks of one step; seconds
 
-    /// With the given partition, or a good one.
-    run_plan(schedule of, std::vector<copipe::layer_profile> measured, std::optional<copipe::partition> given = {})
-        : order(std::move(of)),
-          layers(std::move(measured)),
-          cut(given ? *std::move(given) : best_partition(order, layers)),
-          expected(predict(order, layers, cut)) {}
+    /// With the given partition, or a good one. Throws memory_error where it does not fit.
+    explicit run_plan(workload of, std::optional<copipe::partition> given = {})
+        : workload(std::move(of)),
+          cut(given ? *std::move(given) : best_partition(*this)),
+          recomputed(memory ? copipe::require_recompute(*memory, cut) : copipe::row<int>{}),
+          expected(forecast(cut)) {}
 
-    [[nodiscard]] auto costs() const -> copipe::stage_costs { return {layers, cut, order.where}; }
+    [[nodiscard]] auto costs() const -> copipe::stage_costs { return workload::costs(cut); }
     [[nodiscard]] auto bubble_ratio(std::size_t rank) const -> double {
         return expected.bubble[rank] / expected.makespan;
     }
@@ -138,7 +173,9 @@ struct run_plan {
         double const all = std::accumulate(expected.busy.begin(), expected.busy.end(), 0.0);
         return std::max(expected.makespan, all / std::max(1U, std::thread::hardware_concurrency()));
     }
-    [[nodiscard]] auto memory(int rank) const -> std::size_t {
+    /// What a rank will hold at most, with a limit all that the limit is held to.
+    [[nodiscard]] auto memory_of(int rank) const -> std::size_t {
+        if (memory) return static_cast<std::size_t>(copipe::bytes_of(*memory, cut.bounds(), recomputed)[rank]);
         return copipe::predicted_memory(layers, cut, order.where, order.programs[static_cast<std::size_t>(rank)], rank,
                                         copipe::adamw::state_names.size());
     }
@@ -184,6 +221,47 @@ struct run_plan {
     return lines;
 }
 
+/// "embedding, blocks 2-3, head": any layers, in order.
+[[nodiscard]] inline auto names_of(copipe::row<int> const& layers, int of_all) -> std::string {
+    std::string text;
+    for (std::size_t begin = 0, end = 0; begin < layers.size(); begin = end) {
+        for (end = begin + 1; end < layers.size() && layers[end] == layers[end - 1] + 1;) ++end;
+        text += (text.empty() ? "" : ", ") + layer_names(layers[begin], layers[end - 1] + 1, of_all);
+    }
+    return text;
+}
+
+/// What is recomputed and why: a line for each rank that would hold more than it may.
+[[nodiscard]] inline auto describe_recompute(run_plan const& plan) -> std::string {
+    std::string lines;
+    if (!plan.memory) return lines;
+    auto const without = copipe::bytes_of(*plan.memory, plan.cut.bounds(), {});
+    auto const with = copipe::bytes_of(*plan.memory, plan.cut.bounds(), plan.recomputed);
+    for (int rank = 0; rank < plan.order.where.ranks; ++rank) {
+        copipe::row<int> own;
+        double extra = 0;
+        for (int const stage : plan.order.where.stages_of(rank)) {
+            int const part = plan.order.where.model_stage(stage);
+            for (int const layer : plan.recomputed) {
+                if (layer < plan.cut.first(part) || layer >= plan.cut.last(part)) continue;
+                own.push_back(layer);
+                extra += plan.layers[static_cast<std::size_t>(layer)].forward *
+                         plan.order.where.micro_batches_per_stage(plan.order.size.micro_batches);
+            }
+        }
+        if (own.empty()) continue;
+        std::ranges::sort(own);
+        lines += "rank " + std::to_string(rank) + " would hold up to " +
+                 copipe::byte_count(static_cast<std::size_t>(without[rank])) + " and may hold " +
+                 copipe::byte_count(static_cast<std::size_t>(plan.memory->capacity[rank])) + ": recomputes " +
+                 names_of(own, plan.cut.layers()) + ", holds " +
+                 copipe::byte_count(static_cast<std::size_t>(with[rank])) + " at most, for " + milliseconds(extra) +
+                 " more of each step\n";
+    }
+    if (lines.empty()) lines = "every rank keeps within the memory limit, nothing is recomputed\n";
+    return lines;
+}
+
 /// A table of the ranks: their stages and layers, and what each should be busy and hold in memory.
 [[nodiscard]] inline auto describe(run_plan const& plan) -> std::string {
     copipe::text_table rows;
@@ -195,9 +273,21 @@ struct run_plan {
         auto const r = static_cast<std::size_t>(rank);
         rows.row({std::to_string(rank) + ": " + layers_of_rank(plan, plan.cut, rank), numbers,
                   milliseconds(plan.expected.busy[r]), copipe::percent(plan.bubble_ratio(r)),
-                  copipe::byte_count(plan.memory(rank))});
+                  copipe::byte_count(plan.memory_of(rank))});
     }
-    return rows.text();
+    return rows.text() + describe_recompute(plan);
+}
+
+/// What a device can do, and how that is known.
+[[nodiscard]] inline auto describe(copipe::fingerprint const& of, std::string const& file) -> std::string {
+    auto const giga = [](double rate) { return copipe::decimal(rate / 1e9, 1); };
+    return giga(of.small_product) + " and " + giga(of.large_product) +
+           " GFLOP/s in plain products of 64 and 256 rows, memory " + giga(of.memory) + " GB/s, copies " +
+           giga(of.copy) + " GB/s, link " + giga(of.link) + " GB/s, " +
+           copipe::byte_count(static_cast<std::size_t>(of.free_bytes)) + " free; " +
+           (of.read          ? "read from " + file
+            : file.empty() ? std::string("measured now")
+                           : "measured now, kept in " + file);
 }
 
 } // namespace gpt

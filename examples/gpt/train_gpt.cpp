@@ -102,7 +102,12 @@ public:
             if (!file.empty() && asked_.process.rank == 0) copipe::require_writable(file);
         copipe::trainer_options<host_device> options = trainer_options(asked_);
         options.process = asked_.process;
+        options.lookahead = of.where.lookahead();
         options.layers = asked_.process.size > 1 ? gpt::agreed_cut(asked_.process, plan_.cut) : plan_.cut;
+        if (asked_.memory_limit != 0) options.memory = {.bytes = {asked_.memory_limit}, .layers = plan_.layers};
+        if (asked_.balanced && asked_.fingerprints != "none")
+            options.fingerprints = asked_.fingerprints == "cache" ? copipe::fingerprint_cache() : asked_.fingerprints;
+        fingerprints_ = options.fingerprints;
         options.make_device = [this](int rank) {
             auto made = std::make_unique<host_device>();
             devices_.at(static_cast<std::size_t>(rank)) = made.get();
@@ -124,6 +129,9 @@ public:
         std::cout << "plan    " << asked_.policy << ": " << gpt::milliseconds(plan_.step_seconds())
                   << " a step before the update, bubble " << copipe::percent(plan_.mean_bubble_ratio()) << "\n\n"
                   << gpt::describe(plan_) << std::endl;
+        for (std::size_t rank = 0; rank < trainer_->fingerprints().size(); ++rank)
+            std::cout << "device of rank " << rank << ": "
+                      << gpt::describe(trainer_->fingerprints()[rank], fingerprints_) << std::endl;
         std::uint64_t const done = trainer_->steps_done();
         if (done > 0) std::cout << "resumed after step " << done << " from " << asked_.resume << std::endl;
         if (done >= asked_.steps)
@@ -172,7 +180,8 @@ private:
     [[nodiscard]] static auto planned(job const& of) -> gpt::run_plan {
         auto order = gpt::schedule_of(of.asked.policy, of.asked.pipeline, of.layers());
         auto given = gpt::partition_from(of.asked.layout, order, of.layers());
-        return {std::move(order), of.measured(), std::move(given)};
+        return gpt::run_plan{{std::move(order), of.measured(), of.asked.memory_limit, of.where.lookahead()},
+                             std::move(given)};
     }
 
     void slow_down(gpt::slow_rank const& which) {
@@ -196,6 +205,7 @@ private:
     job const& of_;
     gpt::options const& asked_;
     gpt::run_plan plan_;
+    std::string fingerprints_{}; ///< file
     std::vector<host_device*> devices_ = std::vector<host_device*>(static_cast<std::size_t>(asked_.pipeline.ranks));
     std::unique_ptr<gpt::any_trainer> trainer_{};
     std::optional<gpt::journal> journal_{};

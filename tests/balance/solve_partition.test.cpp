@@ -37,6 +37,39 @@ ticks stage_time(partition_problem const& p, int s, int begin, int end) {
     return p.overlapped ? std::max(least, out) : least + in + out;
 }
 
+/// The least time of a rank's two stages, each layer kept or recomputed; on both ranks, where two hold them.
+ticks pair_time(partition_problem const& p, row<int> const& b, int rank) {
+    int const far = b.count() - 2 - rank;
+    row<int> layers;
+    for (int const s : {rank, far})
+        for (int i = b[s]; i < b[s + 1]; ++i) layers.push_back(i);
+    ticks least = never;
+    for (int set = 0; set < (p.checkpoint.empty() ? 1 : 1 << layers.count()); ++set) {
+        auto const again = [&](int at) { return (set >> at & 1) != 0; };
+        auto const fits = [&](int on, bool swapped) {
+            ticks bytes = set != 0 ? p.recompute_space : 0;
+            for (int at = 0; at < layers.count(); ++at) {
+                int const i = layers[at];
+                bool const is_far = (at >= b[rank + 1] - b[rank]) != swapped;
+                ticks const in_flight = (is_far ? p.in_flight_far : p.in_flight)[on];
+                ticks const back = p.restored.empty() ? 0 : (is_far ? p.restored_far : p.restored)[on];
+                bytes += p.parameters[i] + in_flight * (again(at) ? p.checkpoint[i] : p.activations[i]) +
+                         (again(at) ? back * p.activations[i] : 0);
+            }
+            return bytes <= p.capacity[on];
+        };
+        bool const copied = p.order == stage_order::bidirectional;
+        if (!fits(rank, false) || (copied && !fits(p.ranks - 1 - rank, true))) continue;
+        ticks time = 0;
+        for (int at = 0; at < layers.count(); ++at)
+            time += p.weights[layers[at]] + (again(at) ? p.forward[layers[at]] : 0);
+        ticks slow = p.slow.empty() ? 1 : p.slow[rank];
+        if (copied && !p.slow.empty()) slow = std::max(slow, p.slow[p.ranks - 1 - rank]);
+        least = std::min(least, slow * time);
+    }
+    return least;
+}
+
 /// The objective by definition; `never` where memory does not suffice.
 ticks price(partition_problem const& p, row<int> const& b) {
     int const stages = b.count() - 1, ranks = p.ranks;
@@ -44,6 +77,10 @@ ticks price(partition_problem const& p, row<int> const& b) {
     auto const of = [&](row<ticks> const& values, int s) { return sum(values, b[s], b[s + 1]); };
     row<ticks> time(ranks);
     ticks total = 0;
+    if (!p.checkpoint.empty() && p.mirrored()) {
+        for (int r = 0; r < stages / 2; ++r) time[r] = pair_time(p, b, r);
+        return *std::ranges::max_element(time);
+    }
     if (p.order == stage_order::single) {
         for (int s = 0; s < stages; ++s) {
             time[s] = stage_time(p, s, b[s], b[s + 1]);
@@ -229,6 +266,32 @@ TEST_CASE("the layers to recompute are chosen together with the partition") {
         return problem;
     });
     CHECK(recomputed > 20);
+}
+
+TEST_CASE("the layers to recompute are chosen together with the pairs of stages, for DualPipe and for a V") {
+    int recomputed = 0;
+    int const infeasible = check_all(12, [&](dice& with) {
+        auto const order = with.any(0, 1) == 0 ? stage_order::v : stage_order::bidirectional;
+        int const ranks = order == stage_order::v ? with.number(1, 3) : 2 * with.number(1, 2);
+        int const layers = with.number(order == stage_order::v ? 2 * ranks : ranks, 8);
+        partition_problem problem{.order = order, .ranks = ranks, .weights = with.weights(layers)};
+        if (with.any(0, 1) == 0) problem.slow = with.some(ranks, 1, 4);
+        with.add_memory(problem, 2);
+        problem.forward = with.some(layers, 1, 30);
+        problem.checkpoint = with.some(layers, 0, 6);
+        if (with.any(0, 1) == 0) {
+            problem.recompute_space = with.any(0, 20);
+            problem.restored = with.some(ranks, 0, 1);
+            problem.restored_far = row<ticks>(problem.restored.rbegin(), problem.restored.rend());
+        }
+        for (ticks& capacity : problem.capacity) capacity = capacity * 8 / 10;
+        auto const plan = solve_partition(problem);
+        recomputed += plan && !plan->recompute.empty();
+        if (plan) CHECK(recompute_for(problem, plan->bounds) == plan->recompute);
+        return problem;
+    });
+    CHECK(recomputed > 20);
+    CHECK(infeasible > 5);
 }
 
 TEST_CASE("the shortest step weighs the sum of all stages against the slowest") {

@@ -218,6 +218,12 @@ TEST_CASE("what is wrong with the input is said in one line, with exit code 2, a
         {{"--balance", "best"}, "best"},
         {{"--balance", "balanced", "--balance-every", "0"}, "--balance-every"},
         {{"--balance-every", "5"}, "--balance balanced"},
+        {{"--fingerprints", "none"}, "--balance balanced"},
+        {{"--memory-limit", "0"}, "--memory-limit"},
+        {{"--memory-limit", "300X"}, "300X"},
+        {{"--memory-limit", "99999999999999G"}, "--memory-limit"},
+        {{"--memory-limit", "10K"}, "rank 0 needs"},
+        {{"--compare", "--memory-limit", "1G"}, "--memory-limit"},
         {{"--slow", "1"}, "RANK=FACTOR@STEP"},
         {{"--slow", "1=2"}, "RANK=FACTOR@STEP"},
         {{"--slow", "1=two@3"}, "1=two@3"},
@@ -318,17 +324,35 @@ TEST_CASE("layers leave a rank that has become slow, it is said why, and the los
     auto const pipeline = under("dualpipe_v", 2) + words{"--steps", "40"};
     auto const reference = here.losses(pipeline);
     outcome const ended = here.run(pipeline + words{"--balance", "balanced", "--balance-every", "10", "--slow",
-                                                    "1=6@11", "--log", "log", "--timeline", "timeline"});
+                                                    "1=6@11", "--log", "log", "--timeline", "timeline",
+                                                    "--fingerprints", "devices"});
     INFO(ended.out << ended.err);
     REQUIRE(ended.code == 0);
     CHECK(here.logged("log") == reference);
     std::string const said = ended.out + ended.err;
     CHECK(said.find("rank 1 computes 6.00 times slower") != std::string::npos);
+    CHECK(said.find("device of rank 1: ") != std::string::npos);
     CHECK(said.find("balance: ranks take") != std::string::npos);
     CHECK(said.find("layers move") != std::string::npos);
     CHECK(said.find("predicted gain") != std::string::npos);
     CHECK(said.find("layers of each rank at the end") != std::string::npos);
     CHECK(contents(here / "log").find("moved_to") != std::string::npos);
+}
+
+TEST_CASE("under a memory limit it is said which layers are recomputed and why, and the losses are the same bits") {
+    workplace const here;
+    auto const pipeline = under("gpipe", 2) + words{"--steps", "2"};
+    auto const reference = here.losses(pipeline);
+    bool recomputed = false;
+    for (int limit = 1024; !recomputed; limit -= limit / 8) {
+        outcome const ended = here.run(pipeline + words{"--log", "log", "--memory-limit", std::to_string(limit) + "K"});
+        INFO(limit << " KiB: " << ended.out << ended.err);
+        REQUIRE(ended.code == 0);
+        CHECK(here.logged("log") == reference);
+        recomputed = ended.out.find("recomputes block") != std::string::npos;
+        CHECK((recomputed || ended.out.find("nothing is recomputed") != std::string::npos));
+        if (recomputed) CHECK(ended.out.find(" would hold up to ") != std::string::npos);
+    }
 }
 
 TEST_CASE("the option --help names every option and ends well") {
@@ -339,7 +363,7 @@ TEST_CASE("the option --help names every option and ends well") {
     for (std::string const option : {"policy", "ranks", "micro-batches", "micro-batch-size", "layers", "width", "heads",
                                      "context", "steps", "learning-rate", "seed", "data", "eval-every", "checkpoint",
                                      "resume", "timeline", "log", "sample", "compare", "layout", "balance",
-                                     "balance-every", "slow"})
+                                     "balance-every", "slow", "memory-limit", "fingerprints"})
         CHECK(ended.out.find("--" + option + ' ') != std::string::npos);
 }
 

@@ -3,6 +3,7 @@
 // in what is learned.
 #include "catch.hpp"
 #include "pipeline/toy.hpp"
+#include "temporary_folder.hpp"
 
 #include "copipe/balance/balanced.hpp"
 #include "copipe/schedule/dualpipe.hpp"
@@ -187,6 +188,65 @@ TEST_CASE("a rank that becomes slow loses layers to the other, and steps become 
     }
 }
 
+TEST_CASE("a change between two looks is noticed: layers move long before the next look") {
+    virtual_training<one_f_one_b, balanced> run{
+        {2, 8}, std::vector<double>(10, 1.0), balanced{}, {.rank = 1, .factor = 2, .from = 10.0}};
+    std::uint64_t slow = 0, moved = 0;
+    for (auto const& each : run.steps(140)) {
+        if (slow == 0 && each.seconds > 0.5) slow = each.step;
+        if (moved == 0 && each.moved) moved = each.step;
+    }
+    REQUIRE(slow > 30);
+    CHECK(slow < 60);
+    CHECK(moved > slow);
+    CHECK(moved < slow + 20); // where the next look would have been after step 100
+    CHECK(run.train.layers().last(0) == 7);
+}
+
+TEST_CASE("what a message took and what ranks waited for is measured, too") {
+    virtual_training<one_f_one_b, scripted> run{{2, 4}, {1, 2, 3, 4}, scripted{}, {}, 1e-4};
+    run.steps(11);
+    auto const& seen = run.train.balancer().seen;
+    REQUIRE(seen.size() == 1);
+    REQUIRE(seen[0].messages.size() == 1);
+    CHECK(seen[0].messages[0] == Approx(4e-4)); // one float
+    REQUIRE(seen[0].waits.size() == 2);
+    CHECK(seen[0].waits[1][static_cast<std::size_t>(wait_reason::input)] > 0);
+}
+
+TEST_CASE("layers that must be recomputed for want of memory change with the partition, and its costs stay true") {
+    simulation clock;
+    std::vector<layer_profile> profile(6, {.forward = 1e-3, .backward_input = 2e-3, .backward_weight = 3e-3,
+                                           .saved_bytes = 1000, .parameter_bytes = 4000, .checkpoint_bytes = 4});
+    model<simulated_device> layers;
+    for (int i = 0; i < 6; ++i) layers.add(timed{});
+    scripted decides{.answers = {partition::given({0, 4, 6}, 6), partition::given({0, 1, 6}, 6)}};
+    trainer<one_f_one_b, simulated_device, scripted> train{
+        layers,
+        {.ranks = 2,
+         .micro_batches = 4,
+         .exec = &clock,
+         .memory = memory_limit{.bytes = {4 * 16000 + 4 * 1000 + 1200}, .layers = profile},
+         .make_device = [&clock](int) { return std::make_unique<simulated_device>(clock); }},
+        {},
+        decides};
+    CHECK(train.recomputed().empty());
+    step_report last;
+    for (int i = 0; i < 11; ++i) last = train.step(nothing{});
+    REQUIRE(last.moved);
+    CHECK(train.recomputed().size() == 2); // of the four on rank 0, with two micro-batches in flight
+    CHECK(last.moved->recomputed == train.recomputed());
+    for (int i = 0; i < 9; ++i) train.step(nothing{});
+    CHECK_THROWS_AS(train.step(nothing{}), memory_error); // five layers are too many
+    CHECK(train.layers() == partition::given({0, 4, 6}, 6));
+    auto const& seen = train.balancer().seen;
+    REQUIRE(seen.size() == 2);
+    for (pass_times const& each : seen[1].layers) {
+        CHECK(each.forward == Approx(1e-3));
+        CHECK(each.backward_input == Approx(2e-3)); // the second forward is not the layer's
+    }
+}
+
 TEST_CASE("on a stable run nothing moves, and a static partition measures nothing") {
     virtual_training<dualpipe, balanced> run{{4, 8}, std::vector<double>(8, 1.0), balanced{{.check_every = 10}}};
     CHECK(moves_in(run.steps(100)) == 0);
@@ -214,10 +274,12 @@ TEST_CASE("a trainer starts with the partition of its balancer, unless its optio
 }
 
 TEST_CASE("training in which layers move at every check is bit for bit training in which none does") {
-    auto const train = [](auto policy, int ranks, bool move) {
+    temporary_folder const folder;
+    auto const train = [&folder](auto policy, int ranks, bool move) {
         using policy_type = decltype(policy);
         scripted decides{.every = 10};
-        trainer_options<host_device> const options{.ranks = ranks, .micro_batches = 8, .measure_every = 1};
+        trainer_options<host_device> const options{
+            .ranks = ranks, .micro_batches = 8, .measure_every = 1, .fingerprints = folder / "devices"};
         trainer<policy_type, host_device, scripted> with{toy::network(11, true), options, {}, decides};
         int const stages = with.layers().stages();
         for (int i = 0; move && i < 4 && stages > 1; ++i) { // layers go to and fro

@@ -5,7 +5,9 @@
 #include "says.hpp"
 #include "temporary_folder.hpp"
 
+#include <cstdlib>
 #include <memory>
+#include <string>
 
 using namespace copipe;
 
@@ -68,4 +70,37 @@ TEST_CASE("fingerprints are kept in a file by the names of devices") {
     CHECK(file.find("another GPU"));
     CHECK_FALSE(file.find("GPU"));
     CHECK_THROWS_WITH(fingerprint_file{folder / "missing/file"}.keep("a", one), says("missing/file"));
+}
+
+TEST_CASE("a device is measured once and then known from the file, but for its free memory") {
+    temporary_folder const folder;
+    auto const path = folder / "fingerprints";
+    host_device dev;
+    auto& compute = dev.open_stream("compute");
+    auto& link = dev.open_link(1);
+    fingerprint const first = known_fingerprint(path, dev, compute, link);
+    CHECK_FALSE(first.read);
+    if (device_name(dev).empty()) return; // a machine that does not name its processor
+    fingerprint const second = known_fingerprint(path, dev, compute, link);
+    CHECK(second.read);
+    CHECK(second.large_product == first.large_product);
+    CHECK(second.free_bytes > 0);
+    CHECK_FALSE(known_fingerprint("", dev, compute, link).read);
+}
+
+TEST_CASE("fingerprints are kept in the user's cache") {
+    temporary_folder const folder;
+    auto const set = [](char const* name, std::string const& value) { return ::setenv(name, value.c_str(), 1); };
+    auto const old_cache = std::getenv("XDG_CACHE_HOME"), old_home = std::getenv("HOME");
+    std::string const cache = old_cache ? old_cache : "", home = old_home ? old_home : "";
+    REQUIRE(set("XDG_CACHE_HOME", folder / "cache") == 0);
+    CHECK(fingerprint_cache() == folder / "cache/copipe/fingerprints");
+    REQUIRE(set("XDG_CACHE_HOME", "") == 0);
+    REQUIRE(set("HOME", folder / "home") == 0);
+    CHECK(fingerprint_cache() == folder / "home/.cache/copipe/fingerprints");
+    put_contents(folder / "file", "no folder");
+    REQUIRE(set("HOME", folder / "file") == 0);
+    CHECK(fingerprint_cache().empty());
+    set("XDG_CACHE_HOME", cache);
+    set("HOME", home);
 }

@@ -32,7 +32,9 @@ auto make_gpu_trainer(options const& asked, int gpus, copipe::trainer_options<ho
                                                  .learning_rate = like.learning_rate,
                                                  .clip_norm = like.clip_norm,
                                                  .seed = like.seed,
-                                                 .lookahead = 8};
+                                                 .lookahead = like.lookahead,
+                                                 .memory = like.memory,
+                                                 .fingerprints = like.fingerprints};
     options.make_device = [gpus](int rank) {
         return std::make_unique<cuda_device>(copipe::cuda_options{.gpu = rank % gpus});
     };

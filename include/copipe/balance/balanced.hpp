@@ -3,6 +3,8 @@
 #pragma once
 
 #include "copipe/balance/balancer.hpp"
+#include "copipe/balance/drift_alarm.hpp"
+#include "copipe/balance/measured_problem.hpp"
 #include "copipe/balance/solve_partition.hpp"
 
 #include <array>
@@ -15,6 +17,7 @@ namespace copipe {
 /// When `balanced` looks, and when it moves.
 struct balanced_options {
     int check_every = 100;  ///< steps
+    double alarm = 0.02;    ///< looks at once when a rank's work changes by this share of the longest's; 0: does not
     double slack = 0.01;    ///< of plans this near to the best, but not to the present, the one that moves least
     double least_cost = 1;  ///< what a move is taken to cost at least, in steps
     int dwell = 200;        ///< a move within so many steps after another must pay twice what that had to, and so on
@@ -43,72 +46,32 @@ struct decision {
     }
 };
 
-/// What the measurements say of a model and its ranks, as a problem for solve_partition; costs from `layers`, in
-/// billionths of their sum, slowness in thousandths. Memory is left out for `loop`, whose solver knows no limits.
-[[nodiscard]] inline partition_problem problem_of(measurements const& seen, row<pass_times> const& layers) {
-    auto found = seen.where.order == stage_order::loop ? partition_problem{} : seen.memory;
-    found.order = seen.where.order;
-    found.ranks = seen.where.ranks;
-    found.stages_per_rank = seen.where.stages_per_rank;
-    found.loop_limit = 1 << 14; // while training waits
-    if (!found.capacity.empty()) found.parameters.assign(seen.bytes.begin(), seen.bytes.end());
-    double sum = 0;
-    for (auto const& each : layers) sum += each.total();
-    for (auto const& each : layers) found.weights.push_back(std::llround(sum > 0 ? each.total() / sum * 1e9 : 0));
-    for (double const each : seen.slowness) found.slow.push_back(std::max(1LL, std::llround(1e3 * each)));
-    return found;
-}
-
-/// [ranks] the time of each rank's stages for one micro-batch, mirrored ranks as one; and what a step of them takes:
-/// its slowest rank's work, and where nothing else is known to fill the pipeline meanwhile, everyone's once.
-[[nodiscard]] inline row<double> rank_times(partition_problem const& problem, row<int> const& bounds) {
-    row<double> times(problem.order == stage_order::bidirectional ? problem.ranks / 2 : problem.ranks);
-    running_sums const work(problem.weights);
-    for (int stage = 0; stage < problem.stages(); ++stage) {
-        int const rank = problem.rank_of(stage);
-        times[rank] += static_cast<double>(problem.slowness(rank) * work(bounds[stage], bounds[stage + 1]));
-    }
-    return times;
-}
-[[nodiscard]] inline double step_time(partition_problem const& problem, row<int> const& bounds, int micro_batches) {
-    auto const times = rank_times(problem, bounds);
-    double const slowest = std::ranges::max(times);
-    bool const fills = problem.order == stage_order::single;
-    return (micro_batches - 1) * slowest + (fills ? std::accumulate(times.begin(), times.end(), 0.0) : slowest);
-}
-
-/// The bytes that the busiest rank sends or receives if layers of these `bytes` move from one partition to another.
-[[nodiscard]] inline double busiest_transfer(stage_map const& where, row<int> const& from, row<int> const& to,
-                                             row<std::size_t> const& bytes) {
-    row<double> sent(where.ranks), received(where.ranks);
-    for (int copy = 0; copy < where.copies(); ++copy)
-        for (int layer = 0, a = 0, b = 0; layer < bytes.count(); ++layer) {
-            while (from[a + 1] <= layer) ++a;
-            while (to[b + 1] <= layer) ++b;
-            int const giver = where.rank_of(a, copy), taker = where.rank_of(b, copy);
-            if (giver == taker) continue;
-            sent[giver] += static_cast<double>(bytes[layer]);
-            received[taker] += static_cast<double>(bytes[layer]);
-        }
-    return std::max(std::ranges::max(sent), std::ranges::max(received));
-}
-
 /// Plans with solve_partition from what is measured, and moves when the plan would have saved, since it has been
 /// better, what moving costs (ski rental): for one change of costs, at most the cost of one move is lost against
 /// knowing the future, besides what passes until the change can be measured. Savings are predicted from measurements
 /// that the plan was not fitted to, less what may be noise; while the plan would be worse they are used up again. So
-/// neither noise nor a device that throttles and recovers too often makes layers move. Throws partition_problem_error
-/// where the measurements contradict themselves.
+/// neither noise nor a device that throttles and recovers too often makes layers move. It looks every so many steps,
+/// and as soon as can be measured when a rank's work in a step has changed. Throws partition_problem_error where the
+/// measurements contradict themselves.
 class balanced {
 public:
-    explicit balanced(balanced_options options = {}) : options_(options) {}
+    explicit balanced(balanced_options options = {}) : options_(options), alarm_(options.alarm) {}
 
     [[nodiscard]] auto check_every() const noexcept -> int { return options_.check_every; }
     [[nodiscard]] auto last_decision() const noexcept -> decision const& { return last_; }
 
+    [[nodiscard]] auto notices(row<double> const& work, std::uint64_t step) -> bool {
+        if (noticed_ || options_.alarm <= 0 || !alarm_.rings(work)) return false;
+        noticed_ = step;
+        return true;
+    }
+
     [[nodiscard]] auto propose(measurements const& seen, partition const& now) -> std::optional<partition> {
-        auto const steps = static_cast<double>(std::min<std::uint64_t>(
-            seen.step - last_.step, static_cast<std::uint64_t>(options_.check_every)));
+        auto const since = noticed_ ? std::max(last_.step, *noticed_) : last_.step;
+        auto const steps = static_cast<double>(
+            std::min<std::uint64_t>(seen.step - since, static_cast<std::uint64_t>(options_.check_every)));
+        alarm_.restart();
+        noticed_.reset();
         last_ = {.step = seen.step, .missed = last_.missed};
         row<int> const bounds(now.bounds());
         if (bounds != present_) last_.missed = 0;
@@ -167,6 +130,8 @@ private:
     }
 
     balanced_options options_;
+    drift_alarm alarm_;
+    std::optional<std::uint64_t> noticed_{}; ///< when
     decision last_{};
     row<int> present_{}, plan_{}; ///< bounds
     std::optional<std::uint64_t> moved_{}; ///< when

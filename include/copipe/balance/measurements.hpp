@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <span>
 #include <utility>
 
 namespace copipe {
@@ -31,11 +32,13 @@ struct measurements {
     row<pass_times> layers{};      ///< [layers] median, brought to the speed of a rank of slowness 1
     row<pass_times> held_out{};    ///< [layers] the same from other steps, for a second opinion
     row<double> slowness{};        ///< [ranks] 1 is the fastest
+    row<double> messages{};        ///< [stages - 1] seconds of a message between a stage and the next; 0: none seen
+    row<row<double>> waits{};      ///< [ranks] seconds of the last measured step without work, by wait_reason
     double step_seconds = 0;       ///< median
     row<std::size_t> bytes{};      ///< [layers] parameters and optimizer state: what a move carries
     double bytes_per_second = 0;   ///< of one link, while layers move; 0: unknown
     double move_seconds = 0;       ///< what a move takes however little it carries; 0: unknown
-    partition_problem memory{};    ///< bytes that a plan must respect: its rows from `activations` on, where known
+    partition_problem memory{};    ///< bytes that a plan must respect: its fields from `parameters` on, where known
 };
 
 /// The last measured steps of a run. Allocates nothing after construction but in `summary`. For one thread at a time.
@@ -51,7 +54,8 @@ public:
         : where_(where), micro_batches_(micro_batches), layers_(layers), steps_(std::max(6, steps + steps % 2)),
           copies_(where.copies()), sums_(3 * layers * copies_), counts_(sums_.count()),
           rank_(layers * copies_), taken_(steps_, sums_), step_seconds_(steps_), probes_(where.ranks),
-          slowness_(where.ranks, 1.0) {
+          slowness_(where.ranks, 1.0), waits_(where.ranks), message_sums_(where.stages() - 1),
+          message_counts_(message_sums_.count()), messages_(steps_, message_sums_) {
         for (auto& each : probes_) each.reserve(static_cast<std::size_t>(steps_));
     }
 
@@ -71,14 +75,29 @@ public:
         kept.push_back(seconds);
     }
 
+    /// A message between a stage and the next, either way, took `seconds`. Within a step the mean counts.
+    void message(int stage, double seconds) noexcept {
+        message_sums_[stage] += seconds;
+        ++message_counts_[stage];
+    }
+    /// For what a rank has waited in the step, in seconds by wait_reason.
+    void waited(int rank, std::span<double const> by_reason) {
+        waits_[rank].assign(by_reason.begin(), by_reason.end());
+    }
+
     /// Ends a measured step, which took `seconds`; `trained` steps have been done so far.
     void end_step(std::uint64_t trained, double seconds) noexcept {
         auto& now = taken_[count_ % steps_];
         for (int at = 0; at < now.count(); ++at) now[at] = counts_[at] > 0 ? sums_[at] / counts_[at] : 0;
+        auto& messages = messages_[count_ % steps_];
+        for (int at = 0; at < messages.count(); ++at)
+            messages[at] = message_counts_[at] > 0 ? message_sums_[at] / message_counts_[at] : 0;
         step_seconds_[count_++ % steps_] = seconds;
         trained_ = trained;
         std::ranges::fill(sums_, 0.0);
         std::ranges::fill(counts_, 0);
+        std::ranges::fill(message_sums_, 0.0);
+        std::ranges::fill(message_counts_, 0);
     }
 
     /// Layers have moved: what ranks took before says nothing of them now. What is known of costs and slowness stays.
@@ -87,17 +106,19 @@ public:
     /// What the window shows; nothing until it is full. Costs, slowness and the time of the step are set.
     [[nodiscard]] auto summary() -> std::optional<measurements> {
         if (count_ < steps_) return {};
-        auto const all = medians(0, 1);
+        auto const all = medians(taken_, 0, 1);
         if (known_.empty()) known_ = costs(all, [](double a, double b) { return std::min(a, b); });
         find_slowness(all);
         auto const mean = [](double a, double b) { return (a + b) / 2; };
         known_ = costs(all, mean);
         measurements seen{.step = trained_, .where = where_, .micro_batches = micro_batches_};
         seen.step_seconds = median(step_seconds_);
+        seen.messages = medians(messages_, 0, 1);
+        seen.waits = waits_;
         double const fastest = std::ranges::min(slowness_);
         for (double const each : slowness_) seen.slowness.push_back(each / fastest);
         for (auto const& [first, into] : {std::pair{0, &seen.layers}, {1, &seen.held_out}}) {
-            auto const found = costs(medians(first, 2), mean);
+            auto const found = costs(medians(taken_, first, 2), mean);
             for (int at = 0; at < found.count(); at += 3)
                 into->push_back({found[at] * fastest, found[at + 1] * fastest, found[at + 2] * fastest});
         }
@@ -110,12 +131,12 @@ private:
         std::ranges::nth_element(values, middle);
         return *middle;
     }
-    /// Of each layer's passes, copy by copy, over every `stride`-th step.
-    [[nodiscard]] row<double> medians(int first, int stride) const {
+    /// Of each number, over every `stride`-th step.
+    [[nodiscard]] row<double> medians(row<row<double>> const& steps, int first, int stride) const {
         row<double> found, column;
-        for (int at = 0; at < sums_.count(); ++at) {
+        for (int at = 0; at < steps[0].count(); ++at) {
             column.clear();
-            for (int step = first; step < steps_; step += stride) column.push_back(taken_[step][at]);
+            for (int step = first; step < steps_; step += stride) column.push_back(steps[step][at]);
             found.push_back(median(column));
         }
         return found;
@@ -166,6 +187,10 @@ private:
     row<double> step_seconds_;
     row<row<double>> probes_; ///< [ranks] since the last summary
     row<double> slowness_, known_{}; ///< as of the last summary; costs [layers x passes]
+    row<row<double>> waits_;
+    row<double> message_sums_; ///< of the step under way, by the stage before
+    row<int> message_counts_;
+    row<row<double>> messages_; ///< [steps] means over the step
     int count_ = 0; ///< measured steps since layers moved
     std::uint64_t trained_ = 0;
 };

@@ -72,10 +72,14 @@ struct partition_problem {
     row<ticks> parameters{};    ///< [layers] bytes of a layer, needed once
     row<ticks> activations{};   ///< [layers] bytes of a layer, needed per micro-batch in flight
     row<ticks> checkpoint{};    ///< [layers] bytes in place of `activations` if the layer is recomputed
+    ticks recompute_space = 0;  ///< bytes that a rank needs besides where any of its layers is recomputed
     row<ticks> fixed{};         ///< [ranks] bytes that a rank needs besides
     row<ticks> in_flight{};     ///< [ranks] micro-batches in flight, of two stages in that nearer to the first layer;
                                 ///< on the upper half of `bidirectional` ranks, in that nearer to the last
     row<ticks> in_flight_far{}; ///< [ranks] micro-batches in flight in the rank's other stage
+    row<ticks> restored{};      ///< [ranks] of `in_flight`, those between input and weight gradient: recomputed layers
+                                ///< have their activations back then
+    row<ticks> restored_far{};  ///< [ranks] the same of `in_flight_far`
     row<ticks> capacity{};      ///< [ranks] bytes that a rank has
 
     [[nodiscard]] int layers() const noexcept { return (costs.empty() ? weights : costs[0]).count(); }
@@ -145,16 +149,18 @@ inline void require_solvable(partition_problem const& p) {
     for (auto const& own : p.costs) check({"costs", own, layers, true, true, option::time});
     for (auto const& each : std::initializer_list<option>{
              {"weights", p.weights, layers, p.costs.empty(), false, option::time},
-             {"forward", p.forward, layers, one_each || p.lock_step, p.lock_step || recomputes, option::time},
+             {"forward", p.forward, layers, in_order, p.lock_step || recomputes, option::time},
              {"slow", p.slow, p.ranks, p.order != replicated, false, option::factor},
              {"transfer", p.transfer, layers + 1, one_each || p.order == replicated, false, option::time},
              {"link", p.link, p.stages() - 1, one_each, linked, option::factor},
              {"parameters", p.parameters, layers, true, limited || p.sync > 0, option::bytes},
              {"activations", p.activations, layers, in_order, limited, option::bytes},
-             {"checkpoint", p.checkpoint, layers, one_each, false, option::bytes},
+             {"checkpoint", p.checkpoint, layers, in_order && !p.lock_step, false, option::bytes},
              {"fixed", p.fixed, p.ranks, in_order, false, option::bytes},
              {"in_flight", p.in_flight, p.ranks, in_order, limited, option::count},
              {"in_flight_far", p.in_flight_far, p.ranks, p.mirrored(), limited && p.mirrored(), option::count},
+             {"restored", p.restored, p.ranks, recomputes, false, option::count},
+             {"restored_far", p.restored_far, p.ranks, recomputes && p.mirrored(), false, option::count},
              {"capacity", p.capacity, p.ranks, in_order, limited, option::bytes}})
         check(each);
     for (int i = 0; p.lock_step && i < layers; ++i)

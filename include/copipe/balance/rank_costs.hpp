@@ -5,8 +5,8 @@
 #include "copipe/balance/partition_problem.hpp"
 #include "copipe/balance/recompute.hpp"
 
+#include <array>
 #include <map>
-#include <tuple>
 
 namespace copipe {
 
@@ -34,8 +34,6 @@ public:
         for (int rank = 0; rank < problem.ranks; ++rank) slow_.push_back(problem.slowness(rank));
         for (auto const& own : problem.costs) work_.push_back(own);
         if (work_.empty()) work_.push_back(problem.weights);
-        for (int i = 0; i < problem.checkpoint.count(); ++i)
-            saves_.push_back(problem.activations[i] - problem.checkpoint[i]);
     }
 
     [[nodiscard]] running_sums const& work() const noexcept { return work_[0]; }
@@ -69,14 +67,23 @@ public:
     }
     /// The layers to recompute so that the rank, and where stages are on two the other one, has enough memory.
     [[nodiscard]] recompute_choice recomputed(int rank, int a, int b, int c = 0, int d = 0) const {
-        if (!limited_) return {0, {}, true};
-        ticks lacks = bytes(rank, a, b, c, d) - problem_.capacity[rank];
-        if (int const other = problem_.ranks - 1 - rank; problem_.order == stage_order::bidirectional)
-            lacks = std::max(lacks, bytes(other, c, d, a, b) - problem_.capacity[other]);
-        ticks const per = problem_.in_flight[rank];
+        ticks lacks = limited_ ? bytes(rank, a, b, c, d) - problem_.capacity[rank] : 0;
+        int const other = problem_.ranks - 1 - rank;
+        bool const copied = limited_ && problem_.order == stage_order::bidirectional;
+        if (copied) lacks = std::max(lacks, bytes(other, c, d, a, b) - problem_.capacity[other]);
         if (lacks <= 0) return {0, {}, true};
-        if (saves_.empty() || per == 0) return {never, {}, true};
-        return choose_recompute(saves_, problem_.forward, a, b, (lacks + per - 1) / per);
+        if (problem_.checkpoint.empty()) return {never, {}, true};
+        row<recompute_option> options;
+        bool alike = true;
+        auto const offer = [&](int layer, ticks here, ticks there) {
+            options.push_back({layer, copied ? std::min(here, there) : here, problem_.forward[layer]});
+            alike = alike && (!copied || here == there);
+        };
+        for (int i = a; i < b; ++i) offer(i, saves(i, rank, false), copied ? saves(i, other, true) : 0);
+        for (int i = c; i < d; ++i) offer(i, saves(i, rank, true), copied ? saves(i, other, false) : 0);
+        auto choice = choose_recompute(options, lacks + problem_.recompute_space);
+        choice.exact = choice.exact && alike;
+        return choice;
     }
     /// Whether all answers so far were exact: the choice of layers to recompute has a limit.
     [[nodiscard]] bool exact() const noexcept { return exact_; }
@@ -92,23 +99,30 @@ private:
         return extra == never ? never : slow_[rank] * (work + extra);
     }
     [[nodiscard]] ticks extra_time(int rank, int a, int b, int c, int d) const {
-        if (saves_.empty()) return recomputed(rank, a, b, c, d).extra;
-        auto const [known, is_new] = known_.try_emplace({rank, a, b});
+        if (problem_.checkpoint.empty()) return recomputed(rank, a, b, c, d).extra;
+        auto const [known, is_new] = known_.try_emplace({rank, a, b, c, d});
         if (is_new) {
-            auto const choice = recomputed(rank, a, b);
+            auto const choice = recomputed(rank, a, b, c, d);
             known->second = choice.extra;
             exact_ = exact_ && choice.exact;
         }
         return known->second;
     }
+    /// Bytes that a rank saves if a layer of its one stage, or of the far one, is recomputed.
+    [[nodiscard]] ticks saves(int layer, int rank, bool far) const {
+        auto const& restored = far ? problem_.restored_far : problem_.restored;
+        ticks const in_flight = (far ? problem_.in_flight_far : problem_.in_flight)[rank];
+        ticks const back = restored.empty() ? 0 : restored[rank], all = problem_.activations[layer];
+        return in_flight * (all - problem_.checkpoint[layer]) - back * all;
+    }
 
     partition_problem const& problem_;
     running_sums forward_, parameters_, activations_;
     row<running_sums> work_;
-    row<ticks> slow_, saves_;
+    row<ticks> slow_;
     int own_work_; ///< 1 where each rank has its own sums of work, else 0
     bool limited_, plain_;
-    mutable std::map<std::tuple<int, int, int>, ticks> known_;
+    mutable std::map<std::array<int, 5>, ticks> known_;
     mutable bool exact_ = true;
 };
 

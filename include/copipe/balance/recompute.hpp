@@ -10,6 +10,13 @@
 
 namespace copipe {
 
+/// What recomputing a layer saves and costs.
+struct recompute_option {
+    int layer;
+    ticks saves; ///< bytes
+    ticks extra; ///< time
+};
+
 /// Layers to recompute, and the time that it costs: `never` if even all of them do not save enough.
 struct recompute_choice {
     ticks extra;
@@ -21,21 +28,20 @@ struct recompute_choice {
 /// stage, for far more where many are alike, and beyond that a choice that fits but may not be the fastest.
 inline constexpr int recompute_limit = 1 << 14;
 
-/// The choice among the layers from `begin` to `end` that saves `need` bytes and costs the least time: a knapsack.
-/// `saves` and `costs` are per layer.
-inline recompute_choice choose_recompute(row<ticks> const& saves, row<ticks> const& costs, int begin, int end,
-                                         ticks need) {
+/// The choice among the options that saves `need` bytes and costs the least time: a knapsack.
+inline recompute_choice choose_recompute(row<recompute_option> const& options, ticks need) {
     struct choice {
         ticks saved, extra;
         row<int> layers;
     };
     row<choice> kept{{0, 0, {}}}; // by falling savings and falling time
     bool exact = true;
-    for (int layer = begin; layer < end; ++layer) {
-        if (saves[layer] <= 0) continue;
+    for (auto const& [layer, saves, extra] : options) {
+        if (saves <= 0) continue;
         auto wider = kept;
         for (choice& with : wider) {
-            with = {std::min(need, with.saved + saves[layer]), with.extra + costs[layer], with.layers};
+            with.saved = std::min(need, with.saved + saves);
+            with.extra += extra;
             with.layers.push_back(layer);
         }
         wider.insert(wider.end(), kept.begin(), kept.end());

@@ -44,6 +44,46 @@ inline void require_comparable(partition_problem const& problem, present_partiti
         throw partition_problem_error("present", "does not go with a free order, replicas or `micro_batches`.");
 }
 
+/// The layers to recompute so that every rank has enough memory under a partition, as cheaply as can be; nothing if
+/// even all of them would not do. For the orders `single`, `v` and `bidirectional`.
+[[nodiscard]] inline std::optional<row<int>> recompute_for(partition_problem const& problem, row<int> const& bounds) {
+    rank_costs const costs(problem);
+    row<int> found;
+    int const stages = problem.stages();
+    for (int rank = 0; rank < (problem.mirrored() ? stages / 2 : stages); ++rank) {
+        int const far = problem.mirrored() ? stages - rank : 0;
+        auto const choice =
+            costs.recomputed(rank, bounds[rank], bounds[rank + 1], bounds[std::max(far - 1, 0)], bounds[far]);
+        if (choice.extra == never) return {};
+        found.insert(found.end(), choice.layers.begin(), choice.layers.end());
+    }
+    std::ranges::sort(found);
+    return found;
+}
+
+/// [ranks] the bytes that each rank needs under a partition if these layers are recomputed. For the same orders.
+[[nodiscard]] inline row<ticks> bytes_of(partition_problem const& problem, row<int> const& bounds,
+                                         row<int> const& recomputed) {
+    stage_map const where{problem.order, problem.ranks};
+    row<ticks> needed = problem.fixed.empty() ? row<ticks>(problem.ranks) : problem.fixed;
+    row<char> any(problem.ranks);
+    for (int copy = 0; copy < where.copies(); ++copy)
+        for (int stage = 0; stage < where.stages(); ++stage) {
+            int const rank = where.rank_of(stage, copy);
+            bool const far = stage != rank;
+            ticks const held = (far ? problem.in_flight_far : problem.in_flight)[rank];
+            auto const& restored = far ? problem.restored_far : problem.restored;
+            for (int i = bounds[stage]; i < bounds[stage + 1]; ++i) {
+                bool const again = std::ranges::binary_search(recomputed, i);
+                needed[rank] += problem.parameters[i];
+                needed[rank] += held * (again ? problem.checkpoint : problem.activations)[i];
+                if (again && !restored.empty()) needed[rank] += restored[rank] * problem.activations[i];
+                if (again && any[rank]++ == 0) needed[rank] += problem.recompute_space;
+            }
+        }
+    return needed;
+}
+
 /// `stage_order::best` is exact up to this many sets of ranks, ranks of one speed being alike: 14 different ranks, or
 /// 127 of each of two speeds. Beyond, ranks of nearly the same speed count as equally slow.
 inline constexpr double order_limit = 1 << 14;
@@ -87,6 +127,7 @@ public:
             plan_.moved += moved(problem_.rank_of(stage), plan_.bounds[stage], plan_.bounds[stage + 1]) *
                            (problem_.order == bidirectional ? 2 : 1);
         plan_.exact = plan_.exact && costs_.exact();
+        if (!problem_.checkpoint.empty()) plan_.recompute = *recompute_for(problem_, plan_.bounds);
         return plan_;
     }
 
@@ -119,9 +160,6 @@ private:
         for (auto const& [device, begin, end] : search.found().steps()) {
             plan_.bounds.push_back(end);
             plan_.order.push_back(device);
-            if (problem_.checkpoint.empty()) continue;
-            auto const layers = costs_.recomputed(device, begin, end).layers;
-            plan_.recompute.insert(plan_.recompute.end(), layers.begin(), layers.end());
         }
         return true;
     }

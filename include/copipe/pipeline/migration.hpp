@@ -15,8 +15,8 @@
 
 namespace copipe {
 
-/// One rank's part in a change of partition. `transfer` on all ranks, then `commit` on all: if any transfer throws,
-/// destroying the object leaves the rank as it was.
+/// One rank's part in a change of partition, and of which layers are recomputed: as the model says. `transfer` on all
+/// ranks, then `commit` on all: if any transfer throws, destroying the object leaves the rank as it was.
 template <device Device, transport_endpoint<Device> Endpoint>
 class migration {
 public:
@@ -57,6 +57,7 @@ public:
             std::vector<any_layer<Device>> layers;
             for (int number = to_->first(part); number < to_->last(part); ++number) {
                 layers.push_back(std::move(placed.at({where.direction(stage), number})));
+                layers.back().recompute(model_->is_recomputed(static_cast<std::size_t>(number)));
             }
             pipeline_->layers_of(stage) = copipe::stage<Device>{to_->first(part), std::move(layers)};
         }

@@ -9,14 +9,16 @@
 #include "copipe/model/tensor.hpp"
 
 #include <algorithm>
-#include <array>
 #include <concepts>
 #include <cstddef>
+#include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <limits>
 #include <optional>
 #include <sstream>
 #include <string>
+#include <system_error>
 #include <unistd.h>
 #include <utility>
 #include <vector>
@@ -52,11 +54,13 @@ public:
 
     static constexpr bool possible = probed_stream<stream>;
 
-    device_probe(stream& on, int rows) : stream_(&on), size_(rows), abc_(*on.memory(), {3, rows, rows}) {
+    /// The product of matrices of `rows` rows, so many times.
+    device_probe(stream& on, int rows, int times = 8)
+        : stream_(&on), size_(rows), abc_(*on.memory(), {3, rows, rows}), events_(static_cast<std::size_t>(times) + 1) {
         on.zero(abc_.data(), abc_.bytes());
     }
 
-    /// Enqueues the job `repeats` times.
+    /// Enqueues the job so many times.
     void start() {
         for (std::size_t i = 0; i + 1 < events_.size(); ++i) {
             events_[i] = stream_->record(timing::on);
@@ -76,11 +80,10 @@ public:
     [[nodiscard]] auto operations() const noexcept -> double { return 2.0 * size_ * size_ * size_; }
 
 private:
-    static constexpr std::size_t repeats = 8;
     stream* stream_;
     int size_;
     tensor abc_;
-    std::array<event, repeats + 1> events_{};
+    std::vector<event> events_;
 };
 
 /// What a device can do. 0 where it is not known.
@@ -91,9 +94,21 @@ struct fingerprint {
     double copy = 0;          ///< bytes a second from host memory
     double link = 0;          ///< bytes a second on a stream for what arrives from another rank
     double free_bytes = 0;    ///< of memory, at the time
+    bool read = false;        ///< from a file, all but `free_bytes`
 
     [[nodiscard]] auto operator==(fingerprint const&) const -> bool = default;
 };
+
+/// Bytes of memory that nobody uses at the time; 0 if that is not known.
+template <device Device>
+[[nodiscard]] auto free_memory([[maybe_unused]] Device& dev) -> double {
+    if constexpr (requires { dev.free_memory(); })
+        return static_cast<double>(dev.free_memory());
+    else if constexpr (std::same_as<typename Device::stream, host_stream>)
+        return static_cast<double>(::sysconf(_SC_AVPHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE));
+    else
+        return 0;
+}
 
 /// Measures a device, in some milliseconds, on two of its streams, which must be idle: of compute, and of a link.
 template <device Device>
@@ -103,7 +118,7 @@ template <device Device>
     fingerprint found;
     if constexpr (device_probe<Device>::possible) {
         for (auto const& [size, into] : {std::pair{64, &found.small_product}, {256, &found.large_product}}) {
-            device_probe<Device> job{compute, size};
+            device_probe<Device> job{compute, size, size > 100 ? 2 : 8};
             job.start();
             compute.synchronize();
             *into = rate(job.operations(), job.seconds());
@@ -130,15 +145,11 @@ template <device Device>
     found.memory = rate(2.0 * static_cast<double>(bytes), best(compute, from.data()));
     found.copy = rate(static_cast<double>(bytes), best(compute, host.data()));
     found.link = rate(static_cast<double>(bytes), best(link, from.data()));
-    if constexpr (requires { dev.free_memory(); })
-        found.free_bytes = static_cast<double>(dev.free_memory());
-    else if constexpr (std::same_as<typename Device::stream, host_stream>)
-        found.free_bytes =
-            static_cast<double>(::sysconf(_SC_AVPHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE));
+    found.free_bytes = free_memory(dev);
     return found;
 }
 
-/// Fingerprints by the names of devices, kept in a text file from run to run.
+/// Fingerprints by the names of devices, kept in a text file from run to run: one line each.
 class fingerprint_file {
 public:
     explicit fingerprint_file(std::string path) : path_(std::move(path)) {}
@@ -170,5 +181,49 @@ public:
 private:
     std::string path_;
 };
+
+/// What kind of device it is: its own `name()`, or the host's processor. Empty if that is not known.
+template <device Device>
+[[nodiscard]] auto device_name([[maybe_unused]] Device& dev) -> std::string {
+    if constexpr (requires { std::string(dev.name()); }) return std::string(dev.name());
+    if constexpr (!std::same_as<typename Device::stream, host_stream>) return {};
+    std::ifstream file{"/proc/cpuinfo"};
+    for (std::string line; std::getline(file, line);)
+        if (auto const colon = line.find(": "); line.starts_with("model name") && colon != std::string::npos)
+            return line.substr(colon + 2) + ", " + std::to_string(::sysconf(_SC_NPROCESSORS_ONLN)) + " threads";
+    return {};
+}
+
+/// A device's fingerprint from the file of that path, or else measured, and kept there. Always measured if the path is
+/// empty, or the device has no name. Throws `error` if the file cannot be written.
+template <device Device>
+[[nodiscard]] auto known_fingerprint(std::string const& path, Device& dev, typename Device::stream& compute,
+                                     typename Device::stream& link) -> fingerprint {
+    std::string const name = path.empty() ? "" : device_name(dev);
+    if (name.empty()) return take_fingerprint(dev, compute, link);
+    fingerprint_file const file{path};
+    if (auto found = file.find(name)) {
+        found->read = true;
+        found->free_bytes = free_memory(dev);
+        return *found;
+    }
+    fingerprint const found = take_fingerprint(dev, compute, link);
+    file.keep(name, found);
+    return found;
+}
+
+/// Where a user's fingerprints are kept, by the XDG Base Directory Specification: `copipe/fingerprints` in
+/// $XDG_CACHE_HOME or ~/.cache, made if it is missing. Empty if that cannot be written.
+[[nodiscard]] inline auto fingerprint_cache() -> std::string {
+    char const* const cache = std::getenv("XDG_CACHE_HOME");
+    char const* const home = std::getenv("HOME");
+    bool const named = cache && *cache == '/';
+    if (!named && !(home && *home == '/')) return {};
+    auto const folder = (named ? std::filesystem::path{cache} : std::filesystem::path{home} / ".cache") / "copipe";
+    std::error_code failed;
+    std::filesystem::create_directories(folder, failed);
+    bool const writable = ::access(folder.c_str(), W_OK | X_OK) == 0;
+    return writable ? (folder / "fingerprints").string() : std::string{};
+}
 
 } // namespace copipe

@@ -38,11 +38,14 @@ public:
     }
     void clear() noexcept { std::fill(sums_.begin(), sums_.end(), sum{}); }
 
-    /// Tells what was recorded since `clear`.
-    void tell(measurement_window& to, int rank) const {
+    /// Tells what was recorded since `clear`; of layers that are `recomputed`, without the second forward.
+    void tell(measurement_window& to, int rank, row<int> const& recomputed) const {
         for (std::size_t i = 0; i < sums_.size(); ++i) {
             if (sums_[i].count == 0) continue;
-            to.record(rank, static_cast<int>(i / 3), static_cast<pass>(i % 3), sums_[i].seconds / sums_[i].count);
+            auto const layer = static_cast<int>(i / 3);
+            auto const what = static_cast<pass>(i % 3);
+            bool const again = what == pass::backward_input && std::ranges::binary_search(recomputed, layer);
+            to.record(rank, layer, what, std::max(0.0, mean(i) - (again ? mean(i - 1) : 0)));
         }
     }
 
@@ -51,6 +54,9 @@ private:
         double seconds = 0;
         int count = 0;
     };
+    [[nodiscard]] auto mean(std::size_t i) const -> double {
+        return sums_[i].count > 0 ? sums_[i].seconds / sums_[i].count : 0;
+    }
     [[nodiscard]] static constexpr auto pass_of(op what) noexcept -> pass {
         return what == op::forward ? pass::forward
                                    : what == op::backward_weight ? pass::backward_weight : pass::backward_input;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "copipe/balance/balancer.hpp"
+#include "copipe/balance/measured_problem.hpp"
 #include "copipe/observe/atomic_file.hpp"
 #include "copipe/observe/recorder.hpp"
 #include "copipe/pipeline/exchange_order.hpp"
@@ -44,7 +45,7 @@ template <device Device = host_device, balancer Balancer = static_partition,
 class planned_trainer {
 public:
     /// Places the model on the plan's ranks; ranks and micro-batches among the options count for nothing. Throws
-    /// partition_error or model_error before anything runs.
+    /// partition_error, memory_error or model_error before anything runs.
     planned_trainer(step_plan plan, model<Device> const& layers, trainer_options<Device> options = {},
                     Balancer decides = {}, Optimizer update = {})
         : model_(layers),
@@ -52,6 +53,7 @@ public:
           balancer_(std::move(decides)),
           update_(std::move(update)),
           plan_(std::move(plan)),
+          memory_(memory_problem()),
           cut_(first_cut(static_cast<int>(layers.size()))),
           groups_(parameter_groups(layers, cut_, plan_.where)),
           spans_(ranks()),
@@ -60,8 +62,9 @@ public:
                               : rank_team{local_ranks(), options_.threads}) {
         if constexpr (requires(endpoint& e) { e.follow(std::span<exchange_order const>{}); })
             orders_ = orders_of(plan_);
+        for (int const layer : recomputed_) model_.recompute(static_cast<std::size_t>(layer));
         for (int rank = first_rank(); rank < first_rank() + local_ranks(); ++rank) {
-            members_.emplace_back(*this, layers, rank);
+            members_.emplace_back(*this, model_, rank);
             for (parameter_group const& group : groups_) {
                 for (parameter_use const& use : group.uses) {
                     if (use.rank == rank) give_state(members_.back(), use);
@@ -89,7 +92,8 @@ public:
         report.seconds = now() - started;
         report.measured = summarize(spans_);
         report.moved = std::move(moved);
-        if (window_ && layers == timing::on) fill_window(report.seconds);
+        if (window_ && layers == timing::on) fill_window(report);
+        if (window_) watch(report.measured);
         return report;
     }
 
@@ -191,12 +195,17 @@ public:
     }
 
     /// Moves layers to another partition, with parameters and optimizer state: on all ranks, or, if it throws, on none.
-    /// Training goes on as if nothing had moved. Returns the bytes that crossed ranks. Throws partition_error.
+    /// Training goes on as if nothing had moved. Returns the bytes that crossed ranks. Throws partition_error, and
+    /// memory_error where ranks may not hold as much.
     auto repartition(partition const& to) -> std::size_t {
         partition const next = cut(to, cut_.layers());
+        row<int> const again = memory_ ? require_recompute(*memory_, next) : row<int>{};
+        model<Device> placed = model_;
+        for (int const layer : recomputed_) placed.recompute(static_cast<std::size_t>(layer), false);
+        for (int const layer : again) placed.recompute(static_cast<std::size_t>(layer));
         double const started = now();
         std::deque<migration<Device, endpoint>> moves;
-        for (member& each : members_) moves.emplace_back(each.pipeline, model_, cut_, next);
+        for (member& each : members_) moves.emplace_back(each.pipeline, placed, cut_, next);
         run([&](member& each) {
             return moves[static_cast<std::size_t>(each.pipeline.rank() - first_rank())].transfer();
         });
@@ -207,6 +216,8 @@ public:
             most = std::max(most, each.bytes());
         }
         cut_ = next;
+        model_ = std::move(placed);
+        recomputed_ = again;
         groups_ = parameter_groups(model_, cut_, plan_.where);
         if (window_) window_->moved();
         double const in_transit = link_rate_ > 0 ? static_cast<double>(most) / link_rate_ : 0;
@@ -231,8 +242,11 @@ public:
     [[nodiscard]] auto position() const noexcept -> std::uint64_t { return position_; }
     [[nodiscard]] auto plan() const noexcept -> step_plan const& { return plan_; }
     [[nodiscard]] auto layers() const noexcept -> partition const& { return cut_; }
+    /// The layers that are recomputed for want of memory, besides those that the model says.
+    [[nodiscard]] auto recomputed() const noexcept -> row<int> const& { return recomputed_; }
     [[nodiscard]] auto balancer() noexcept -> Balancer& { return balancer_; }
-    /// What the devices can do, by rank, where the balancer is asked at all: measured when the trainer was made.
+    /// What the devices can do, by rank, where the balancer is asked at all: measured when the trainer was made, or
+    /// read from the file of earlier runs.
     [[nodiscard]] auto fingerprints() const noexcept -> std::vector<fingerprint> const& { return fingerprints_; }
     [[nodiscard]] auto parameters() const noexcept -> std::vector<parameter_group> const& { return groups_; }
     /// What the ranks reported of the last step or evaluation.
@@ -327,12 +341,29 @@ private:
         }
     }
 
-    [[nodiscard]] auto first_cut(int layers) const -> partition {
+    [[nodiscard]] auto memory_problem() const -> std::optional<partition_problem> {
+        if (!options_.memory) return {};
+        std::vector<program> programs;
+        for (rank_program const& each : plan_.training) programs.push_back(each.actions);
+        return copipe::memory_problem(*options_.memory, programs, plan_.where, Optimizer::state_names.size(),
+                                      options_.lookahead);
+    }
+
+    /// As asked for; where the even cut does not fit into memory, one that does.
+    [[nodiscard]] auto first_cut(int layers) -> partition {
         int const stages = plan_.where.model_stages();
-        if (options_.layers) return cut(*options_.layers, layers);
-        if constexpr (requires { balancer_.start(layers, stages); })
-            return cut(balancer_.start(layers, stages), layers);
-        return partition::even(layers, stages);
+        auto first = [&] {
+            if (options_.layers) return cut(*options_.layers, layers);
+            if constexpr (requires { balancer_.start(layers, stages); })
+                return cut(balancer_.start(layers, stages), layers);
+            else
+                return partition::even(layers, stages);
+        }();
+        if (!memory_) return first;
+        if (!options_.layers && first == partition::even(layers, stages) && !recompute_for(*memory_, first.bounds()))
+            if (auto const fits = solve_partition(*memory_)) first = partition::given(fits->bounds, layers);
+        recomputed_ = require_recompute(*memory_, first);
+        return first;
     }
     [[nodiscard]] auto cut(partition const& given, int layers) const -> partition {
         int const stages = plan_.where.model_stages();
@@ -351,7 +382,7 @@ private:
             auto& compute = each.pipeline.compute_stream();
             int const peer = (each.pipeline.rank() + 1) % ranks();
             auto& link = ranks() > 1 ? each.pipeline.link_from(peer) : compute;
-            fingerprints_.push_back(take_fingerprint(*each.dev, compute, link));
+            fingerprints_.push_back(known_fingerprint(options_.fingerprints, *each.dev, compute, link));
             double const rate = fingerprints_.back().link;
             if (rate > 0) link_rate_ = link_rate_ > 0 ? std::min(link_rate_, rate) : rate;
             if constexpr (device_probe<Device>::possible) each.probe.emplace(compute, 48);
@@ -369,34 +400,57 @@ private:
         if (options_.measure_every == 0 && checks == 0) return false;
         std::uint64_t const every =
             options_.measure_every != 0 ? options_.measure_every : std::max<std::uint64_t>(1, checks / 10);
-        return (step_ + 1) % every == 0;
+        return hurried_ || (step_ + 1) % every == 0;
     }
 
-    /// What the step has shown of layers and devices.
-    void fill_window(double seconds) {
+    /// What the step has shown of layers, devices and messages.
+    void fill_window(step_report const& report) {
         for (member const& each : members_) {
-            each.heard.layers.tell(*window_, each.pipeline.rank());
-            if (each.probe) window_->probe(each.pipeline.rank(), each.probe->seconds());
+            int const rank = each.pipeline.rank();
+            each.heard.layers.tell(*window_, rank, recomputed_);
+            if (each.probe) window_->probe(rank, each.probe->seconds());
+            window_->waited(rank, report.measured.ranks[static_cast<std::size_t>(rank)].waiting);
+            for (span const& one : spans_.of(rank)) {
+                if (one.kind != span_kind::receive) continue;
+                int const stage = plan_.where.model_stage(one.what.stage);
+                window_->message(one.what.what == op::forward ? stage - 1 : stage, one.seconds());
+            }
         }
-        window_->end_step(step_, seconds);
+        window_->end_step(step_, report.seconds);
     }
 
-    /// Asks the balancer every so many steps; moves layers if it says so.
+    /// Tells a balancer that wants to know how long the ranks worked; if it notices a change, what comes is measured.
+    void watch([[maybe_unused]] step_summary const& measured) {
+        if constexpr (requires(row<double> const& work) { balancer_.notices(work, step_); }) {
+            row<double> work;
+            for (rank_summary const& each : measured.ranks) work.push_back(each.busy);
+            if (!balancer_.notices(work, step_)) return;
+            hurried_ = true;
+            window_->moved(); // steps from before the change say nothing
+        }
+    }
+
+    /// Asks the balancer every so many steps, or when it has noticed something and that is measured; moves layers if it
+    /// says so.
     auto rebalance() -> std::optional<move_report> {
         auto const every = static_cast<std::uint64_t>(std::max(1, balancer_.check_every()));
-        if (!window_ || step_ == asked_at_ || step_ % every != 0) return {};
-        asked_at_ = step_;
+        if (!window_ || step_ == asked_at_ || (!hurried_ && step_ % every != 0)) return {};
         std::optional<measurements> seen = window_->summary();
         if (!seen) return {};
+        asked_at_ = step_;
+        hurried_ = false;
         seen->bytes = layer_bytes_;
         seen->bytes_per_second = link_rate_;
         seen->move_seconds = move_seconds_;
+        if (memory_) seen->memory = *memory_;
         std::optional<partition> const to = balancer_.propose(*seen, cut_);
         if (!to || *to == cut_) return {};
         move_report moved{.from = cut_, .to = *to};
+        if (memory_) memory_ = problem_of(*seen, seen->layers);
         double const started = now();
         moved.bytes = repartition(*to);
         moved.seconds = now() - started;
+        moved.recomputed = recomputed_;
         if constexpr (requires { balancer_.last_decision().text(); }) {
             auto const& decided = balancer_.last_decision();
             moved.gain = decided.now > 0 ? 1 - decided.best / decided.now : 0;
@@ -624,6 +678,8 @@ private:
     Balancer balancer_;
     Optimizer update_;
     step_plan plan_;
+    row<int> recomputed_{};
+    std::optional<partition_problem> memory_; ///< if there are limits
     partition cut_;
     std::vector<parameter_group> groups_;
     recorder spans_;
@@ -642,6 +698,7 @@ private:
     double link_rate_ = 0;                   ///< bytes a second of the slowest link; 0: unknown
     double move_seconds_ = 0;                ///< of the last move, without the time its bytes took
     std::uint64_t asked_at_ = 0;             ///< step
+    bool hurried_ = false;                   ///< the balancer has noticed something
 };
 
 } // namespace copipe

@@ -7,6 +7,7 @@
 #include "copipe/pipeline/dataset.hpp"
 #include "copipe/schedule/evaluate.hpp"
 #include "copipe/schedule/verify.hpp"
+#include "copipe/train/layer_profile.hpp"
 
 #include <algorithm>
 #include <array>
@@ -17,17 +18,9 @@
 
 namespace copipe {
 
-/// What one layer costs for one micro-batch; seconds on the device's clock, bytes of device memory.
-struct layer_profile {
-    double forward = 0;
-    double backward_input = 0;
-    double backward_weight = 0;
-    std::size_t saved_bytes = 0;     ///< kept from forward to backward
-    std::size_t parameter_bytes = 0; ///< values alone
-};
-
 /// Runs micro-batch 0 through all layers on one device, `repeats` times after a warm-up, and takes the fastest of each.
-/// The device must hold the whole model once. Throws what a layer throws.
+/// Once more, all of them recomputed, for `checkpoint_bytes`. The device must hold the whole model once. Throws what a
+/// layer throws.
 template <device Device, dataset Data>
 [[nodiscard]] auto profile_layers(model<Device> const& layers, Data const& data, int repeats = 3)
     -> std::vector<layer_profile> {
@@ -48,37 +41,42 @@ template <device Device, dataset Data>
             stream.zero(p->gradient.data(), p->gradient.bytes());
         }
     }
-    auto const measure = [&](double& best, bool counts) {
-        return [&, counts, started = stream.record(timing::on)]() {
+    // Of a pass: the fastest so far, and the most memory that it needed besides what was in use before.
+    auto const measure = [&](layer_profile& of, double& best, bool counts) {
+        dev.reset_peak_memory();
+        return [&, counts, before = dev.memory_in_use(), started = stream.record(timing::on)](std::size_t kept) {
             typename Device::event const ended = stream.record(timing::on);
             stream.synchronize();
-            if (counts)
-                best = std::min(best > 0 ? best : std::numeric_limits<double>::max(), ended.time() - started.time());
+            if (!counts) return;
+            best = std::min(best > 0 ? best : std::numeric_limits<double>::max(), ended.time() - started.time());
+            of.working_bytes = std::max(of.working_bytes, dev.peak_memory() - before - kept);
         };
     };
-    auto const pass = [&](bool counts) -> task<> {
+    auto const pass = [&](bool counts, std::size_t layer_profile::* saved) -> task<> {
         context<Device> work{.stream = stream, .target = upload(target)};
         tensor value = upload(input);
         for (std::size_t i = 0; i < found.size(); ++i) {
             std::size_t const before = dev.memory_in_use();
-            auto const stop = measure(found[i].forward, counts);
+            auto const stop = measure(found[i], found[i].forward, counts);
             value = co_await all.layers()[i].forward(work, 0, std::move(value));
-            stop();
-            found[i].saved_bytes = std::max(dev.memory_in_use(), before) - before;
+            found[i].*saved = std::max(dev.memory_in_use(), before) - before;
+            stop(found[i].*saved);
         }
         value = {};
         for (std::size_t i = found.size(); i-- > 0;) {
-            auto const stop_input = measure(found[i].backward_input, counts);
+            auto const stop_input = measure(found[i], found[i].backward_input, counts);
             value = co_await all.layers()[i].backward_input(work, 0, std::move(value));
-            stop_input();
-            auto const stop_weight = measure(found[i].backward_weight, counts);
+            stop_input(0);
+            auto const stop_weight = measure(found[i], found[i].backward_weight, counts);
             co_await all.layers()[i].backward_weight(work, 0);
-            stop_weight();
+            stop_weight(0);
             all.layers()[i].drop(0);
         }
     };
     executor exec;
-    for (int i = 0; i <= repeats; ++i) run(exec, pass(i > 0));
+    for (int i = 0; i <= repeats; ++i) run(exec, pass(i > 0, &layer_profile::saved_bytes));
+    for (auto& each : all.layers()) each.recompute(true);
+    run(exec, pass(false, &layer_profile::checkpoint_bytes));
     return found;
 }
 

@@ -9,6 +9,7 @@
 #include "copipe/observe/summary.hpp"
 #include "copipe/pipeline/rank_team.hpp"
 #include "copipe/train/learning_rate.hpp"
+#include "copipe/train/memory_plan.hpp"
 #include "copipe/transport/launch.hpp"
 
 #include <cstddef>
@@ -18,6 +19,7 @@
 #include <optional>
 #include <stop_token>
 #include <string>
+#include <vector>
 
 namespace copipe {
 
@@ -38,6 +40,9 @@ struct trainer_options {
     launch process{};         ///< if the job has several processes, each runs the rank of its number
     /// Every so many steps each layer is timed; 0: in ten steps between two questions to the balancer, if it is asked.
     std::uint64_t measure_every = 0;
+    /// What ranks may hold: then layers are recomputed where that is needed, as few and as cheap ones as will do.
+    std::optional<memory_limit> memory{};
+    std::string fingerprints{}; ///< file that keeps from run to run what devices can do; nowhere if empty
     std::function<std::unique_ptr<Device>(int rank)> make_device = [](int) { return std::make_unique<Device>(); };
 };
 
@@ -46,6 +51,7 @@ struct move_report {
     partition from, to;
     std::size_t bytes = 0; ///< that crossed ranks
     double seconds = 0;    ///< that training paused
+    std::vector<int> recomputed{}; ///< layers that are recomputed from now on, for want of memory
     double gain = 0;       ///< share of a step's time that should be saved, where the balancer says so
     std::string why{};     ///< the balancer's reasons, where it gives them
 };

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// Memory before it runs out: what each rank of a pipeline will hold, and which layers must be recomputed so that this
+// stays within a limit.
+#pragma once
+
+#include "copipe/balance/solve_partition.hpp"
+#include "copipe/model/partition.hpp"
+#include "copipe/observe/table.hpp"
+#include "copipe/schedule/placement.hpp"
+#include "copipe/schedule/policy.hpp"
+#include "copipe/train/layer_profile.hpp"
+#include "copipe/train/layer_times.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <numeric>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace copipe {
+
+/// What ranks may hold, and what layers need.
+struct memory_limit {
+    std::vector<std::size_t> bytes{};    ///< of device memory, for each rank, or one number for every rank
+    std::vector<layer_profile> layers{}; ///< of profile_layers
+};
+
+/// A rank's layers need more memory than it may use, even if all of them are recomputed.
+class memory_error : public error {
+public:
+    memory_error(int at_rank, std::size_t needed, std::size_t allowed)
+        : error("rank " + std::to_string(at_rank) + " needs " + byte_count(needed) +
+                " of memory for its layers even if all of them are recomputed, but may use " + byte_count(allowed) +
+                ": allow more, take more ranks or smaller micro-batches, or a policy with fewer of them in flight"),
+          rank(at_rank),
+          needs(needed),
+          has(allowed) {}
+    int rank;
+    std::size_t needs, has; ///< bytes
+};
+
+/// How many micro-batches a stage holds at most, and how many of them at most wait for their weight gradient alone.
+struct in_flight {
+    int micro_batches = 0, restored = 0;
+};
+[[nodiscard]] inline auto most_in_flight(program const& own, int stage) -> in_flight {
+    in_flight now, most;
+    for (action const& each : own) {
+        for (chunk const& c : each.chunks()) {
+            if (c.stage != stage) continue;
+            most.micro_batches = std::max(most.micro_batches, now.micro_batches += c.what == op::forward);
+            most.restored = std::max(most.restored, now.restored += c.what == op::backward_input);
+        }
+        for (chunk const& c : each.chunks()) {
+            if (c.stage != stage) continue;
+            now.micro_batches -= c.what == op::backward || c.what == op::backward_weight;
+            now.restored -= c.what == op::backward_weight;
+        }
+    }
+    return most;
+}
+
+/// The model and its schedule as a problem for solve_partition: times from the profile, in nanoseconds, and memory as
+/// the engine will use it, with `states` optimizer tensors per parameter and hosts `lookahead` actions ahead. Throws
+/// partition_error for interleaved placements and for replicas, which the solver has no memory limits for.
+[[nodiscard]] inline auto memory_problem(memory_limit const& limit, std::vector<program> const& programs,
+                                         placement const& where, std::size_t states, std::size_t lookahead)
+    -> partition_problem {
+    if (where.replicas > 1) throw partition_error("memory limits do not go with several replicas yet");
+    stage_map const map = stages_on_ranks(where);
+    if (map.order == stage_order::loop) throw partition_error("memory limits do not go with interleaved schedules");
+    if (limit.bytes.size() != 1 && limit.bytes.size() != programs.size())
+        throw partition_error("there are memory limits for " + std::to_string(limit.bytes.size()) + " of " +
+                              std::to_string(programs.size()) + " ranks");
+    partition_problem found{.order = map.order, .ranks = map.ranks};
+    std::size_t working = 0, message = 0, saved = 0;
+    for (layer_profile const& each : limit.layers) {
+        auto const ticks_of = [](double seconds) { return std::llround(1e9 * seconds); };
+        found.weights.push_back(ticks_of(each.forward + each.backward_input + each.backward_weight));
+        found.forward.push_back(ticks_of(each.forward));
+        found.parameters.push_back(static_cast<ticks>(each.parameter_bytes * (2 + states)));
+        found.activations.push_back(static_cast<ticks>(each.saved_bytes));
+        found.checkpoint.push_back(static_cast<ticks>(std::min(each.saved_bytes, each.checkpoint_bytes)));
+        working = std::max(working, each.working_bytes);
+        message = std::max(message, each.checkpoint_bytes);
+        saved = std::max(saved, each.saved_bytes);
+    }
+    found.recompute_space = static_cast<ticks>(saved);
+    // Besides what layers keep: messages that have come early or that nobody has taken over yet, and a stage's input.
+    std::size_t const under_way = 2 * lookahead + 2 * static_cast<std::size_t>(where.per_rank);
+    for (int rank = 0; rank < map.ranks; ++rank) {
+        program const& own = programs[static_cast<std::size_t>(rank)];
+        in_flight const near = most_in_flight(own, where.stage_of(rank, 0));
+        std::size_t messages = under_way + static_cast<std::size_t>(near.micro_batches);
+        found.in_flight.push_back(near.micro_batches);
+        found.restored.push_back(near.restored);
+        if (found.mirrored()) {
+            in_flight const far = most_in_flight(own, where.stage_of(rank, 1));
+            found.in_flight_far.push_back(far.micro_batches);
+            found.restored_far.push_back(far.restored);
+            messages += static_cast<std::size_t>(far.micro_batches);
+        }
+        found.fixed.push_back(static_cast<ticks>(working + messages * message));
+        std::size_t const at = limit.bytes.size() == 1 ? 0 : static_cast<std::size_t>(rank);
+        found.capacity.push_back(static_cast<ticks>(limit.bytes[at]));
+    }
+    return found;
+}
+
+/// The layers to recompute under a partition. Throws memory_error naming the first rank for which even all would not
+/// do.
+[[nodiscard]] inline auto require_recompute(partition_problem const& of, partition const& cut) -> row<int> {
+    row<int> const bounds(cut.bounds());
+    if (auto found = recompute_for(of, bounds)) return *std::move(found);
+    row<int> all(of.layers());
+    std::iota(all.begin(), all.end(), 0);
+    auto const needed = bytes_of(of, bounds, all);
+    int rank = 0;
+    while (rank + 1 < of.ranks && needed[rank] <= of.capacity[rank]) ++rank;
+    throw memory_error(rank, static_cast<std::size_t>(needed[rank]), static_cast<std::size_t>(of.capacity[rank]));
+}
+
+} // namespace copipe

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+// Limits of memory: kept in real training, on every rank, down to the least that is enough.
+#include "copipe/train/memory_plan.hpp"
+
+#include "catch.hpp"
+#include "copipe/schedule/dualpipe.hpp"
+#include "copipe/schedule/dualpipe_v.hpp"
+#include "copipe/schedule/gpipe.hpp"
+#include "copipe/schedule/one_f_one_b.hpp"
+#include "copipe/schedule/zb_h1.hpp"
+#include "copipe/train/profile.hpp"
+#include "copipe/train/trainer.hpp"
+#include "says.hpp"
+
+#include <array>
+#include <string>
+#include <utility>
+#include <vector>
+
+using namespace copipe;
+
+namespace {
+
+constexpr int size = 1024;
+
+/// y = 0.9 x + w; keeps eight times as much as its input.
+struct heavy {
+    struct saved {
+        tensor all, dy;
+    };
+    parameter w{.name = "w", .sizes = {size}, .first = normal(0.3)};
+    auto parameters() { return std::array{&w}; }
+    auto forward(context<host_device>& c, tensor x, saved& s) -> tensor {
+        s.all = c.make({8, size});
+        tensor y = c.make({size});
+        c.stream.launch([in = x.data(), bias = w.value.data(), kept = s.all.data(), out = y.data()] {
+            for (int i = 0; i < size; ++i) kept[i] = out[i] = 0.9F * in[i] + bias[i];
+        });
+        return y;
+    }
+    static auto backward_input(context<host_device>& c, tensor dy, saved& s) -> tensor {
+        tensor dx = c.make({size});
+        c.stream.launch([d = dy.data(), out = dx.data()] {
+            for (int i = 0; i < size; ++i) out[i] = 0.9F * d[i];
+        });
+        s.dy = dy;
+        return dx;
+    }
+    void backward_weight(context<host_device>& c, saved& s) const {
+        c.stream.launch([d = s.dy.data(), kept = s.all.data(), sum = w.gradient.data()] {
+            for (int i = 0; i < size; ++i) sum[i] += d[i] * (1 + kept[i] * kept[i]);
+        });
+    }
+};
+
+/// The loss: half the sum of squares.
+struct squares {
+    struct saved {
+        tensor x;
+        float scale = 0;
+    };
+    static auto forward(context<host_device>& c, tensor x, saved& s) -> tensor {
+        tensor y = c.make({1});
+        s = {x, c.scale};
+        c.stream.launch([in = x.data(), out = y.data()] {
+            *out = 0;
+            for (int i = 0; i < size; ++i) *out += 0.5F * in[i] * in[i] / size;
+        });
+        return y;
+    }
+    static auto backward_input(context<host_device>& c, tensor, saved& s) -> tensor {
+        tensor dx = c.make({size});
+        c.stream.launch([in = s.x.data(), out = dx.data(), scale = s.scale] {
+            for (int i = 0; i < size; ++i) out[i] = scale * in[i] / size;
+        });
+        return dx;
+    }
+};
+
+struct numbers {
+    static auto size() -> std::uint64_t { return 8; }
+    static void load(std::uint64_t index, host_array& input, host_array&) {
+        float* const into = input.resize<float>({::size}, dtype::f32);
+        for (int i = 0; i < ::size; ++i) into[i] = static_cast<float>((static_cast<int>(index) * 7 + i) % 11);
+    }
+};
+
+auto network() -> model<host_device> {
+    model<host_device> layers;
+    for (int i = 0; i < 8; ++i) layers.add(heavy{});
+    return std::move(layers.add(squares{}));
+}
+
+struct outcome {
+    std::vector<double> losses{};
+    std::size_t peak = 0; ///< of the rank that held most
+    row<int> recomputed{};
+};
+
+template <class Policy>
+auto train(Policy, std::optional<memory_limit> memory) -> outcome {
+    trainer<Policy> with{network(), {.ranks = 2, .micro_batches = 8, .memory = std::move(memory)}};
+    outcome came{.recomputed = with.recomputed()};
+    for (int i = 0; i < 3; ++i) {
+        step_report const report = with.step(numbers{});
+        came.losses.push_back(report.loss);
+        came.losses.push_back(report.gradient_norm);
+    }
+    came.peak = std::max(with.peak_memory(0), with.peak_memory(1));
+    return came;
+}
+
+} // namespace
+
+TEMPLATE_TEST_CASE("under a memory limit every rank stays within it by recomputing layers, and no bit changes", "",
+                   gpipe, one_f_one_b, dualpipe, dualpipe_v, zb_h1) {
+    auto const profile = profile_layers(network(), numbers{});
+    CHECK(profile[3].parameter_bytes == 4 * size);
+    CHECK(profile[3].saved_bytes == 8 * 4 * size);  // its output takes the place of its input
+    CHECK(profile[3].checkpoint_bytes == 4 * size); // its output; its input is the output of the layer before
+    outcome const free = train(TestType{}, std::nullopt);
+    CHECK(free.recomputed.empty());
+    int limited = 0;
+    for (std::size_t limit = 2 * free.peak;; limit -= limit / 16) {
+        INFO("limit " << limit << " of " << free.peak);
+        REQUIRE(limit > free.peak / 10);
+        try {
+            outcome const came = train(TestType{}, memory_limit{.bytes = {limit}, .layers = profile});
+            CHECK(came.losses == free.losses);
+            CHECK(came.peak <= limit);
+            limited += !came.recomputed.empty();
+        } catch (memory_error const& refused) {
+            CHECK(refused.has == limit);
+            CHECK(refused.needs > limit);
+            CHECK_THAT(refused.what(), says("even if all of them are recomputed"));
+            break;
+        }
+    }
+    CHECK(limited > 0);
+}
+
+TEST_CASE("where the even cut does not fit into memory a trainer starts with one that does, unless it was told a cut") {
+    auto const profile = profile_layers(network(), numbers{});
+    memory_limit memory{.bytes = {300'000, 800'000}, .layers = profile};
+    trainer<gpipe> const with{network(), {.ranks = 2, .micro_batches = 8, .memory = memory}};
+    CHECK(with.layers().last(0) < 5);
+    trainer_options<> told{.ranks = 2, .micro_batches = 8, .layers = partition::given({0, 7, 9}, 9), .memory = memory};
+    CHECK_THROWS_WITH((trainer<gpipe>{network(), told}), says("rank 0 needs"));
+    told.memory->bytes = {1, 2, 3};
+    CHECK_THROWS_WITH((trainer<gpipe>{network(), told}), says("3 of 2 ranks"));
+}
+
+TEST_CASE("micro-batches in flight are counted stage by stage, those that wait for their weight gradient apart") {
+    auto const programs = copipe::programs(dualpipe{}, {.ranks = 4, .micro_batches = 16});
+    placement const where = placement::bidirectional(4);
+    for (int rank = 0; rank < 4; ++rank) {
+        program const& own = programs[static_cast<std::size_t>(rank)];
+        CHECK(most_in_flight(own, where.stage_of(rank, 0)).micro_batches == 4 - rank);
+        CHECK(most_in_flight(own, where.stage_of(rank, 1)).micro_batches == rank + 1);
+        CHECK(most_in_flight(own, where.stage_of(rank, 0)).restored == 1);
+    }
+    CHECK(most_in_flight(copipe::programs(one_f_one_b{}, {4, 8})[1], 1).restored == 0);
+}
