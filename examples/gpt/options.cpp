@@ -241,9 +241,9 @@ void require_consistent(options const& asked) {
     if (asked.process.size > 1 && asked.pipeline.ranks != asked.process.size)
         throw usage_error("--ranks " + std::to_string(asked.pipeline.ranks) + ", but this is one of " +
                           std::to_string(asked.process.size) + " processes: start one process per rank");
-    if (asked.process.size > 1 && (asked.compare || asked.balanced || !asked.slow.empty() || asked.device == "cuda"))
+    if (asked.process.size > 1 && (asked.compare || asked.balanced || !asked.slow.empty()))
         throw usage_error("this is one of " + std::to_string(asked.process.size) +
-                          " processes: --compare, --balance, --slow and --device cuda need all ranks in one process");
+                          " processes: --compare, --balance and --slow need all ranks in one process");
     if (asked.checkpoint_every != 0 && asked.checkpoint.empty())
         throw usage_error("--checkpoint-every needs --checkpoint, the file to save to");
     for (auto const& [option, file] : {std::pair{"--checkpoint", &asked.checkpoint},

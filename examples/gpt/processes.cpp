@@ -11,11 +11,20 @@
 
 namespace gpt {
 
-auto agreed_cut(copipe::launch const& own, copipe::partition const& here) -> copipe::partition {
+auto agreed_cut(copipe::launch const& own, copipe::partition const& here, bool on_gpu) -> copipe::partition {
     copipe::packet card;
-    card.put(here.bounds().size());
+    card.put(std::uint64_t{on_gpu}).put(here.bounds().size());
     for (int const bound : here.bounds()) card.put(static_cast<std::uint64_t>(bound));
-    copipe::packet first{copipe::meet(own, card.bytes()).members.front().card};
+    copipe::meeting const met = copipe::meet(own, card.bytes());
+    copipe::packet first{met.members.front().card};
+    bool const gpus = first.number() != 0;
+    for (std::size_t rank = 1; rank < met.members.size(); ++rank) {
+        copipe::packet theirs{met.members[rank].card};
+        if ((theirs.number() != 0) == gpus) continue;
+        throw copipe::rendezvous_error("rank 0 computes on " + std::string(gpus ? "a GPU" : "the CPU") + ", rank " +
+                                       std::to_string(rank) + " on " + (gpus ? "the CPU" : "a GPU") +
+                                       ": give each a GPU, or start all with --device cpu");
+    }
     std::vector<int> bounds(first.number());
     for (int& each : bounds) each = static_cast<int>(first.number());
     return copipe::partition::given(bounds, here.layers());

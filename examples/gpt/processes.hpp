@@ -7,8 +7,9 @@
 
 namespace gpt {
 
-/// Rank 0's division of the model, on all processes: each has measured its own layers, and they must agree. Meets the
+/// Rank 0's division of the model, on all processes, which must agree on it, and all be on GPUs or none. Meets the
 /// others; throws rendezvous_error.
-[[nodiscard]] auto agreed_cut(copipe::launch const& own, copipe::partition const& here) -> copipe::partition;
+[[nodiscard]] auto agreed_cut(copipe::launch const& own, copipe::partition const& here, bool on_gpu)
+    -> copipe::partition;
 
 } // namespace gpt

@@ -60,8 +60,7 @@ struct job {
     /// Throws corpus_error and config_error.
     explicit job(gpt::options const& of)
         : asked(of),
-          where(of.process.size > 1 ? gpt::place{.sentence = "CPU, " + of.process.description()}
-                                    : gpt::choose_place(of)),
+          where(gpt::choose_place(of)),
           data(of.data.empty() ? default_data() : of.data),
           text(data, {.context = of.model.context, .seed = of.seed}),
           model(gpt::make_model(of.model)),
@@ -81,6 +80,8 @@ struct job {
                   << "\ndevice  " << where.sentence << std::endl;
     }
     [[nodiscard]] auto measured() const -> std::vector<copipe::layer_profile> {
+        if (asked.process.rank > 0 && asked.memory_limit == 0) // rank 0 measures, undisturbed, and decides
+            return std::vector<copipe::layer_profile>(model.size(), {.forward = 1, .backward_input = 1});
         return where.gpus > 0 ? gpt::measured_on_gpu(asked, training) : gpt::measured(model, training);
     }
 };
@@ -103,7 +104,9 @@ public:
         copipe::trainer_options<host_device> options = trainer_options(asked_);
         options.process = asked_.process;
         options.lookahead = of.where.lookahead();
-        options.layers = asked_.process.size > 1 ? gpt::agreed_cut(asked_.process, plan_.cut) : plan_.cut;
+        options.layers = plan_.cut;
+        if (asked_.process.size > 1)
+            options.layers = gpt::agreed_cut(asked_.process, plan_.cut, of.where.gpus > 0);
         if (asked_.memory_limit != 0) options.memory = {.bytes = {asked_.memory_limit}, .layers = plan_.layers};
         if (asked_.balanced && asked_.fingerprints != "none")
             options.fingerprints = asked_.fingerprints == "cache" ? copipe::fingerprint_cache() : asked_.fingerprints;
@@ -115,10 +118,10 @@ public:
         };
         gpt::chosen_balancer decides;
         if (asked_.balanced) decides.moving.emplace(copipe::balanced_options{.check_every = asked_.balance_every});
-        trainer_ = asked_.process.size > 1
-                       ? gpt::make_process_trainer(asked_.policy, of.model, std::move(options))
-                   : of.where.gpus > 0
+        trainer_ = of.where.gpus > 0
                        ? gpt::make_gpu_trainer(asked_, of.where.gpus, std::move(options), std::move(decides))
+                   : asked_.process.size > 1
+                       ? gpt::make_process_trainer(asked_.policy, of.model, std::move(options))
                        : gpt::make_trainer(asked_.policy, of.model, std::move(options), std::move(decides));
         if (!asked_.resume.empty()) trainer_->load(asked_.resume);
         journal_.emplace(asked_);

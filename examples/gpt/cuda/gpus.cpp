@@ -4,6 +4,7 @@
 
 #include "copipe/train/cuda_update.hpp"
 #include "gpt/cuda/layers.hpp"
+#include "gpt/cuda/processes.hpp"
 #include "gpt/plan.hpp"
 #include "gpt/trainer_under.hpp"
 
@@ -15,7 +16,7 @@ using copipe::cuda_device;
 
 auto find_gpus() -> usable_gpus {
     auto const found = copipe::cuda_gpus::here();
-    return {.count = found.count, .why = found.why};
+    return {.count = found.count, .why = found.why, .between_processes = has_nccl};
 }
 
 auto measured_on_gpu(options const& asked, micro_batches const& data) -> std::vector<copipe::layer_profile> {
@@ -33,8 +34,11 @@ auto make_gpu_trainer(options const& asked, int gpus, copipe::trainer_options<ho
                                                  .clip_norm = like.clip_norm,
                                                  .seed = like.seed,
                                                  .lookahead = like.lookahead,
+                                                 .process = like.process,
                                                  .memory = like.memory,
                                                  .fingerprints = like.fingerprints};
+    if (like.process.size > 1)
+        return make_gpu_process_trainer(asked.policy, make_model<cuda_device>(asked.model), std::move(options));
     options.make_device = [gpus](int rank) {
         return std::make_unique<cuda_device>(copipe::cuda_options{.gpu = rank % gpus});
     };
