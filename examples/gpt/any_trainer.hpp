@@ -80,7 +80,7 @@ public:
     [[nodiscard]] virtual auto steps_done() const -> std::uint64_t = 0;
     [[nodiscard]] virtual auto layers() const -> copipe::partition const& = 0;
     [[nodiscard]] virtual auto balancer() -> chosen_balancer const& = 0;
-    [[nodiscard]] virtual auto fingerprints() const -> std::vector<copipe::fingerprint> const& = 0;
+    [[nodiscard]] virtual auto fingerprints() const -> std::vector<copipe::fingerprint> = 0;
     [[nodiscard]] virtual auto spans() const -> copipe::recorder const& = 0;
     [[nodiscard]] virtual auto memory_in_use(int rank) const -> std::size_t = 0;
     [[nodiscard]] virtual auto peak_memory(int rank) const -> std::size_t = 0;

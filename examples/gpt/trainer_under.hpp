@@ -35,7 +35,7 @@ public:
     auto steps_done() const -> std::uint64_t override { return held_.steps_done(); }
     auto layers() const -> copipe::partition const& override { return held_.layers(); }
     auto balancer() -> chosen_balancer const& override { return held_.balancer(); }
-    auto fingerprints() const -> std::vector<copipe::fingerprint> const& override { return held_.fingerprints(); }
+    auto fingerprints() const -> std::vector<copipe::fingerprint> override { return held_.fingerprints(); }
     auto spans() const -> copipe::recorder const& override { return held_.spans(); }
     auto memory_in_use(int rank) const -> std::size_t override { return held_.memory_in_use(rank); }
     auto peak_memory(int rank) const -> std::size_t override { return held_.peak_memory(rank); }

@@ -82,6 +82,7 @@
 #include "copipe/train/memory_plan.hpp"
 #include "copipe/train/planned_trainer.hpp"
 #include "copipe/train/profile.hpp"
+#include "copipe/train/run_measurements.hpp"
 #include "copipe/train/simulated_update.hpp"
 #include "copipe/train/trainer.hpp"
 #include "copipe/train/trainer_options.hpp"

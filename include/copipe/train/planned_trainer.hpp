@@ -17,6 +17,7 @@
 #include "copipe/train/checkpoint.hpp"
 #include "copipe/train/fingerprint.hpp"
 #include "copipe/train/layer_times.hpp"
+#include "copipe/train/run_measurements.hpp"
 #include "copipe/train/safetensors_writer.hpp"
 #include "copipe/train/trainer_options.hpp"
 #include "copipe/transport/in_process.hpp"
@@ -92,8 +93,8 @@ public:
         report.seconds = now() - started;
         report.measured = summarize(spans_);
         report.moved = std::move(moved);
-        if (window_ && layers == timing::on) fill_window(report);
-        if (window_) watch(report.measured);
+        if (measured_ && layers == timing::on) note(report);
+        if (measured_) watch(report.measured);
         return report;
     }
 
@@ -219,9 +220,7 @@ public:
         model_ = std::move(placed);
         recomputed_ = again;
         groups_ = parameter_groups(model_, cut_, plan_.where);
-        if (window_) window_->moved();
-        double const in_transit = link_rate_ > 0 ? static_cast<double>(most) / link_rate_ : 0;
-        move_seconds_ = std::max(0.0, now() - started - in_transit);
+        if (measured_) measured_->moved(now() - started, most);
         return bytes;
     }
 
@@ -247,7 +246,9 @@ public:
     [[nodiscard]] auto balancer() noexcept -> Balancer& { return balancer_; }
     /// What the devices can do, by rank, where the balancer is asked at all: measured when the trainer was made, or
     /// read from the file of earlier runs.
-    [[nodiscard]] auto fingerprints() const noexcept -> std::vector<fingerprint> const& { return fingerprints_; }
+    [[nodiscard]] auto fingerprints() const noexcept -> std::vector<fingerprint> {
+        return measured_ ? measured_->fingerprints() : std::vector<fingerprint>{};
+    }
     [[nodiscard]] auto parameters() const noexcept -> std::vector<parameter_group> const& { return groups_; }
     /// What the ranks reported of the last step or evaluation.
     [[nodiscard]] auto spans() const noexcept -> recorder const& { return spans_; }
@@ -377,46 +378,36 @@ private:
     [[nodiscard]] auto now() const -> double { return members_.front().dev->now(); }
 
     void begin_measuring() {
-        window_.emplace(cut_.layers(), stages_on_ranks(plan_.where), plan_.micro_batches);
+        std::vector<std::size_t> bytes;
+        for (std::size_t layer = 0; layer < model_.size(); ++layer) {
+            any_layer<Device> const declared = model_.make(layer);
+            bytes.push_back(0);
+            for (parameter const* p : declared.parameters())
+                bytes.back() += p->count() * sizeof(float) * (1 + Optimizer::state_names.size());
+        }
+        measured_.emplace(std::move(bytes), plan_.where, plan_.micro_batches,
+                          static_cast<std::uint64_t>(balancer_.check_every()), options_.measure_every);
         for (member& each : members_) {
             auto& compute = each.pipeline.compute_stream();
             int const peer = (each.pipeline.rank() + 1) % ranks();
             auto& link = ranks() > 1 ? each.pipeline.link_from(peer) : compute;
-            fingerprints_.push_back(known_fingerprint(options_.fingerprints, *each.dev, compute, link));
-            double const rate = fingerprints_.back().link;
-            if (rate > 0) link_rate_ = link_rate_ > 0 ? std::min(link_rate_, rate) : rate;
+            measured_->know(known_fingerprint(options_.fingerprints, *each.dev, compute, link));
             if constexpr (device_probe<Device>::possible) each.probe.emplace(compute, 48);
-        }
-        for (std::size_t layer = 0; layer < model_.size(); ++layer) {
-            std::size_t& bytes = layer_bytes_.emplace_back();
-            any_layer<Device> const declared = model_.make(layer);
-            for (parameter const* p : declared.parameters())
-                bytes += p->count() * sizeof(float) * (1 + Optimizer::state_names.size());
         }
     }
 
     [[nodiscard]] auto is_measured() const -> bool {
-        auto const checks = static_cast<std::uint64_t>(std::max(0, balancer_.check_every()));
-        if (options_.measure_every == 0 && checks == 0) return false;
-        std::uint64_t const every =
-            options_.measure_every != 0 ? options_.measure_every : std::max<std::uint64_t>(1, checks / 10);
-        return hurried_ || (step_ + 1) % every == 0;
+        if (measured_) return measured_->is_due(step_);
+        return options_.measure_every != 0 && (step_ + 1) % options_.measure_every == 0;
     }
 
-    /// What the step has shown of layers, devices and messages.
-    void fill_window(step_report const& report) {
+    /// What a measured step has shown.
+    void note(step_report const& report) {
         for (member const& each : members_) {
-            int const rank = each.pipeline.rank();
-            each.heard.layers.tell(*window_, rank, recomputed_);
-            if (each.probe) window_->probe(rank, each.probe->seconds());
-            window_->waited(rank, report.measured.ranks[static_cast<std::size_t>(rank)].waiting);
-            for (span const& one : spans_.of(rank)) {
-                if (one.kind != span_kind::receive) continue;
-                int const stage = plan_.where.model_stage(one.what.stage);
-                window_->message(one.what.what == op::forward ? stage - 1 : stage, one.seconds());
-            }
+            each.heard.layers.tell(measured_->window(), each.pipeline.rank(), recomputed_);
+            if (each.probe) measured_->window().probe(each.pipeline.rank(), each.probe->seconds());
         }
-        window_->end_step(step_, report.seconds);
+        measured_->end_step(step_, report.seconds, spans_, report.measured);
     }
 
     /// Tells a balancer that wants to know how long the ranks worked; if it notices a change, what comes is measured.
@@ -424,24 +415,15 @@ private:
         if constexpr (requires(row<double> const& work) { balancer_.notices(work, step_); }) {
             row<double> work;
             for (rank_summary const& each : measured.ranks) work.push_back(each.busy);
-            if (!balancer_.notices(work, step_)) return;
-            hurried_ = true;
-            window_->moved(); // steps from before the change say nothing
+            if (balancer_.notices(work, step_)) measured_->hurry();
         }
     }
 
     /// Asks the balancer every so many steps, or when it has noticed something and that is measured; moves layers if it
     /// says so.
     auto rebalance() -> std::optional<move_report> {
-        auto const every = static_cast<std::uint64_t>(std::max(1, balancer_.check_every()));
-        if (!window_ || step_ == asked_at_ || (!hurried_ && step_ % every != 0)) return {};
-        std::optional<measurements> seen = window_->summary();
+        auto seen = measured_ ? measured_->question(step_) : std::nullopt;
         if (!seen) return {};
-        asked_at_ = step_;
-        hurried_ = false;
-        seen->bytes = layer_bytes_;
-        seen->bytes_per_second = link_rate_;
-        seen->move_seconds = move_seconds_;
         if (memory_) seen->memory = *memory_;
         std::optional<partition> const to = balancer_.propose(*seen, cut_);
         if (!to || *to == cut_) return {};
@@ -692,13 +674,7 @@ private:
     std::uint64_t fetched_ = 0;
 
     // For the balancer, if it is asked.
-    std::optional<measurement_window> window_{};
-    std::vector<fingerprint> fingerprints_{};
-    std::vector<std::size_t> layer_bytes_{}; ///< parameters and optimizer state
-    double link_rate_ = 0;                   ///< bytes a second of the slowest link; 0: unknown
-    double move_seconds_ = 0;                ///< of the last move, without the time its bytes took
-    std::uint64_t asked_at_ = 0;             ///< step
-    bool hurried_ = false;                   ///< the balancer has noticed something
+    std::optional<run_measurements> measured_{};
 };
 
 } // namespace copipe
