@@ -14,7 +14,6 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,38 +23,6 @@ namespace nccl_toy {
 using copipe::cuda_device;
 using cuda_toy::outcome;
 using hub = copipe::nccl<>;
-
-/// The executor of all ranks in virtual time.
-class driver final : public copipe::executor {
-public:
-    driver(fake::machine& gpus, std::deque<cuda_device>& devices, hub& net)
-        : gpus_(&gpus), devices_(&devices), net_(&net) {}
-    /// What was waited for when nothing could go on; empty if that has not happened.
-    [[nodiscard]] auto stuck() const -> std::string const& { return stuck_; }
-    /// Ends all waits.
-    std::function<void()> on_deadlock{};
-
-private:
-    void idle() override {
-        take_woken();
-        if (run_one()) return;
-        std::size_t woken = 0;
-        for (cuda_device& each : *devices_) woken += each.poller().poll();
-        if (woken == 0 && !gpus_->advance()) {
-            net_->watch();
-            take_woken();
-            if (run_one() || gpus_->advance()) return;
-            if (!stuck_.empty()) std::abort(); // the way out below did not help
-            stuck_ = "every coroutine waits and no GPU has work that can run. " + gpus_->stuck();
-            on_deadlock();
-        }
-        take_woken();
-    }
-    fake::machine* gpus_;
-    std::deque<cuda_device>* devices_;
-    hub* net_;
-    std::string stuck_{};
-};
 
 struct setup {
     copipe::nccl_mode mode = copipe::nccl_mode::strict;
@@ -83,11 +50,13 @@ public:
                .poll = std::chrono::milliseconds{2},
                .watch = how.by_test ? copipe::nccl_watch::by_program : copipe::nccl_watch::own_thread,
                .name = copipe::name_of_message}),
-          exec(gpus, devices, net) {
+          exec(gpus) {
+        exec.watch = [this] { net.watch(); };
         if (how.spoil) how.spoil(orders);
         for (int r = 0; r < size.ranks; ++r) {
             auto const polling = how.by_test ? copipe::cuda_polling::by_program : copipe::cuda_polling::own_thread;
-            devices.emplace_back(copipe::cuda_options{.gpu = r, .polling = polling, .make_stream = {}});
+            exec.serve(
+                devices.emplace_back(copipe::cuda_options{.gpu = r, .polling = polling, .make_stream = {}}));
         }
         std::vector<hub::endpoint> ends;
         for (int r = 0; r < size.ranks; ++r) ends.push_back(net.connect(r, devices[static_cast<std::size_t>(r)]));
@@ -126,26 +95,7 @@ public:
     void recover() {
         for (auto& each : ranks) each.recover();
     }
-    /// Losses of the last step and, after training, gradients.
-    [[nodiscard]] auto result() -> outcome {
-        outcome found{.losses = std::vector<double>(static_cast<std::size_t>(plan.micro_batches)), .gradients = {}};
-        for (auto& each : ranks)
-            for (std::size_t m = 0; m < found.losses.size(); ++m) found.losses[m] += each.losses()[m];
-        for (copipe::parameter_group const& group : groups) {
-            for (copipe::parameter_use const& use : group.uses) {
-                auto const r = static_cast<std::size_t>(use.rank);
-                std::vector<float> values(static_cast<std::size_t>(cuda_toy::width));
-                ranks[r].compute_stream().copy(values.data(), reductions[r].local(use).gradient.data(),
-                                               values.size() * sizeof(float));
-                ranks[r].compute_stream().synchronize();
-                if (&use == &group.uses.front())
-                    found.gradients.push_back(values);
-                else if (values != found.gradients.back())
-                    throw std::logic_error("copies of a parameter have different gradients");
-            }
-        }
-        return found;
-    }
+    [[nodiscard]] auto result() -> outcome { return cuda_toy::outcome_of(plan, groups, ranks, reductions); }
 
     copipe::step_plan plan;
     copipe::partition cut;
@@ -154,7 +104,7 @@ public:
     setup how;
     cuda_toy::numbers data{};
     hub net;
-    driver exec;
+    cuda_toy::driver exec;
     std::deque<cuda_device> devices{};
     std::deque<copipe::rank_pipeline<cuda_device, hub::endpoint>> ranks{};
     std::deque<copipe::gradient_reduction<cuda_device, hub::endpoint>> reductions{};
