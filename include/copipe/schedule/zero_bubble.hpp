@@ -179,7 +179,9 @@ constexpr std::vector<program> plan_zero_bubble(placement const& where, int micr
             auto tried = plan(trial);
             if (tried.empty()) continue;
             auto const told = evaluate(tried, where, trial, costs);
-            if (told.makespan > makespan || (told.makespan == makespan && told.longest >= longest)) continue;
+            double const same = 1e-9 * told.makespan; // sums of the same times differ by the order of their terms
+            if (told.makespan > makespan + same) continue;
+            if (told.makespan >= makespan - same && told.longest >= longest - same) continue;
             makespan = told.makespan, longest = told.longest;
             if (trial < micro_batches) tried = plan(micro_batches);
             chosen = std::move(tried);
