@@ -41,10 +41,10 @@ for ((round = 1; round <= rounds; ++round)); do
         train 14 --layout "$layout" --slow 1=2@1
         tail -n +5 "$scratch/log" | seconds | median >>"$scratch/fixed.$layout"
     done
-    train 120 --balance balanced --balance-every 10 --slow 1=2@21
+    train 120 --balance balanced --fingerprints none --slow 1=2@21
     tail -n 40 "$scratch/log" | seconds | median >>"$scratch/balanced"
     sed -n 's/.*"moved_to":\[\([^]]*\)\].*/\1/p' "$scratch/log" | paste -sd' ' >>"$scratch/moved"
-    train 140 --balance balanced --balance-every 20
+    train 140 --balance balanced --fingerprints none --balance-every 20
     tail -n +21 "$scratch/log" | seconds | awk 'NR % 2 == 1' | median >>"$scratch/plain"
     tail -n +21 "$scratch/log" | seconds | awk 'NR % 2 == 0' | median >>"$scratch/measured"
 done
