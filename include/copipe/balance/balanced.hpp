@@ -10,14 +10,17 @@
 #include <array>
 #include <cmath>
 #include <cstdio>
+#include <limits>
 #include <string>
+#include <utility>
 
 namespace copipe {
 
 /// When `balanced` looks, and when it moves.
 struct balanced_options {
     int check_every = 100;  ///< steps
-    double alarm = 0.02;    ///< looks at once when a rank's work changes by this share of the longest's; 0: does not
+    double alarm = 0.02;    ///< looks earlier when a rank's work has changed by this share of the longest's, or when a
+                            ///< plan begins to pay; 0: does not
     double slack = 0.01;    ///< of plans this near to the best, but not to the present, the one that moves least
     double least_cost = 1;  ///< what a move is taken to cost at least, in steps
     int dwell = 200;        ///< a move within so many steps after another must pay twice what that had to, and so on
@@ -61,17 +64,20 @@ public:
     [[nodiscard]] auto last_decision() const noexcept -> decision const& { return last_; }
 
     [[nodiscard]] auto notices(row<double> const& work, std::uint64_t step) -> bool {
-        if (noticed_ || options_.alarm <= 0 || !alarm_.rings(work)) return false;
-        noticed_ = step;
-        return true;
+        if (noticed_ || options_.alarm <= 0) return false;
+        bool const changed = alarm_.rings(work);
+        if (changed) noticed_ = step;
+        else if (step >= pays_at_) noticed_ = last_.step; // nothing new, but time has passed
+        return noticed_.has_value();
     }
 
     [[nodiscard]] auto propose(measurements const& seen, partition const& now) -> std::optional<partition> {
         auto const since = noticed_ ? std::max(last_.step, *noticed_) : last_.step;
         auto const steps = static_cast<double>(
             std::min<std::uint64_t>(seen.step - since, static_cast<std::uint64_t>(options_.check_every)));
-        alarm_.restart();
-        noticed_.reset();
+        double const ahead = options_.alarm > 0 ? std::min(options_.check_every, soon) : options_.check_every;
+        if (std::exchange(noticed_, {})) alarm_.restart();
+        pays_at_ = std::numeric_limits<std::uint64_t>::max();
         last_ = {.step = seen.step, .missed = last_.missed};
         row<int> const bounds(now.bounds());
         if (bounds != present_) last_.missed = 0;
@@ -102,7 +108,11 @@ public:
         last_.missed = std::max(0.0, last_.missed + steps * gain);
         if (!better) return stay("the present partition is as good as any");
         if (gain <= 0) return stay("the better plan does not hold on other measurements");
-        if (last_.missed + options_.check_every * gain < needed) return stay("moving does not pay yet");
+        if (double const lacks = needed - last_.missed - ahead * gain; lacks > 0) {
+            pays_at_ = seen.step + static_cast<std::uint64_t>(std::max(1.0, std::min(lacks / gain, 1e9) - soon));
+            return stay("moving does not pay yet");
+        }
+        alarm_.restart();
         last_.moves = true;
         last_.why = "layers move";
         hesitation_ = needed / last_.cost;
@@ -111,6 +121,8 @@ public:
     }
 
 private:
+    static constexpr int soon = 10; ///< steps that must be measured before a look
+
     auto stay(char const* why) -> std::optional<partition> {
         last_.why = why;
         return {};
@@ -131,7 +143,8 @@ private:
 
     balanced_options options_;
     drift_alarm alarm_;
-    std::optional<std::uint64_t> noticed_{}; ///< when
+    std::optional<std::uint64_t> noticed_{}; ///< since when something is different
+    std::uint64_t pays_at_ = std::numeric_limits<std::uint64_t>::max(); ///< step about which a move begins to pay
     decision last_{};
     row<int> present_{}, plan_{}; ///< bounds
     std::optional<std::uint64_t> moved_{}; ///< when
