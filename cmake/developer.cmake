@@ -19,6 +19,13 @@ if(COPIPE_SANITIZERS)
     add_compile_options(
         "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${COPIPE_SANITIZERS};-fno-sanitize-recover=all;-fno-omit-frame-pointer>")
     add_link_options(-fsanitize=${COPIPE_SANITIZERS})
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang" AND COPIPE_SANITIZERS MATCHES "thread")
+        # Linked in, its operator new would exclude the one with which tests count allocations.
+        execute_process(COMMAND ${CMAKE_CXX_COMPILER} -print-file-name=libclang_rt.tsan-${CMAKE_SYSTEM_PROCESSOR}.so
+            OUTPUT_VARIABLE copipe_tsan OUTPUT_STRIP_TRAILING_WHITESPACE)
+        cmake_path(GET copipe_tsan PARENT_PATH copipe_tsan)
+        add_link_options(-shared-libsan "-Wl,-rpath,${copipe_tsan}")
+    endif()
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
         # Instrumentation at a function's entry, exit or frame keeps g++ from making symmetric transfer a tail call.
         if(COPIPE_SANITIZERS MATCHES "thread")

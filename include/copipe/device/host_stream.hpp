@@ -129,7 +129,9 @@ public:
     }
 
     void copy(void* to, void const* from, std::size_t bytes) {
-        launch([=] { std::memcpy(to, from, bytes); });
+        launch([=] {
+            if (bytes != 0) std::memcpy(to, from, bytes); // of nothing, the addresses may be null
+        });
     }
     void zero(void* to, std::size_t bytes) {
         launch([=] { std::memset(to, 0, bytes); });
