@@ -12,8 +12,9 @@
 namespace copipe {
 
 /// Compares each rank's work in the last five steps with that in the first ten after `restart`, medians both. Rings
-/// when they differ by more than `share` of the longest rank's, and by more than three times what is usual from one
-/// step to another: a step that stands out changes nothing, nor do steps that all differ. For one thread at a time.
+/// when they differ by more than `share` of the longest rank's, and by more than three standard deviations of a step,
+/// as the median deviation of the first ten shows them: a step that stands out changes nothing, nor do steps that all
+/// differ. For one thread at a time.
 class drift_alarm {
 public:
     explicit drift_alarm(double share = 0.02) : share_(share) {}
@@ -31,7 +32,7 @@ public:
         for (int rank = 0; rank < steps_[0].count(); ++rank) longest = std::max(longest, median(rank, 0, first, 0));
         for (int rank = 0; rank < steps_[0].count() && !changed; ++rank) {
             double const usual = median(rank, 0, first, 0);
-            double const spread = median(rank, 0, first, usual);
+            double const spread = median(rank, 0, first, usual); // 0.67 standard deviations
             changed = median(rank, first, first + recent, usual) > std::max(share_ * longest, 4.5 * spread);
         }
         return changed;
