@@ -505,6 +505,7 @@ private:
         flight& newest = flights_[(until - 1) % flights_.size()];
         for (half& each : newest.halves) co_await each.end.completion();
         for (; retired_ < until; ++retired_) retire(flights_[retired_ % flights_.size()]);
+        for (auto& [peer, to_peer] : sent_) let_go(to_peer);
     }
 
     void retire(flight& done) {

@@ -89,19 +89,25 @@ struct in_flight {
         saved = std::max(saved, each.saved_bytes);
     }
     found.recompute_space = static_cast<ticks>(saved);
-    // Besides what layers keep: messages that have come early or that nobody has taken over yet, and a stage's input.
-    std::size_t const under_way = 2 * lookahead + 2 * static_cast<std::size_t>(where.per_rank);
+    auto const most = [&](int stage) {
+        return most_in_flight(programs[static_cast<std::size_t>(where.rank_of(stage))], stage);
+    };
     for (int rank = 0; rank < map.ranks; ++rank) {
-        program const& own = programs[static_cast<std::size_t>(rank)];
-        in_flight const near = most_in_flight(own, where.stage_of(rank, 0));
-        std::size_t messages = under_way + static_cast<std::size_t>(near.micro_batches);
-        found.in_flight.push_back(near.micro_batches);
-        found.restored.push_back(near.restored);
-        if (found.mirrored()) {
-            in_flight const far = most_in_flight(own, where.stage_of(rank, 1));
-            found.in_flight_far.push_back(far.micro_batches);
-            found.restored_far.push_back(far.restored);
-            messages += static_cast<std::size_t>(far.micro_batches);
+        // Besides what layers keep: inputs and gradients that have come early, and messages that have been read but
+        // whose action the host has not retired yet; ...
+        std::size_t messages = 4 * lookahead + 2 * static_cast<std::size_t>(where.per_rank);
+        for (int const stage : where.stages_of(rank)) {
+            auto const own = most(stage);
+            bool const near = stage == where.stage_of(rank, 0);
+            (near ? found.in_flight : found.in_flight_far).push_back(own.micro_batches);
+            (near ? found.restored : found.restored_far).push_back(own.restored);
+            // ... a stage's inputs, its outputs until the next rank has read them, and its gradients until the one
+            // before has: at the latest when that micro-batch's backward runs there.
+            auto const held = static_cast<std::size_t>(own.micro_batches);
+            messages += held;
+            if (!where.is_last(stage) && where.rank_of(stage + 1) != rank) messages += held;
+            if (!where.is_first(stage) && where.rank_of(stage - 1) != rank)
+                messages += static_cast<std::size_t>(most(stage - 1).micro_batches);
         }
         found.fixed.push_back(static_cast<ticks>(working + messages * message));
         std::size_t const at = limit.bytes.size() == 1 ? 0 : static_cast<std::size_t>(rank);
