@@ -9,6 +9,7 @@
 #include "copipe/transport/nccl_communicator.hpp"
 #include "copipe/transport/transport.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -35,6 +36,8 @@ public:
         : rank_(rank), peer_(peer), own_(&dev.open_stream("with rank " + std::to_string(peer))) {}
 
     [[nodiscard]] auto peer() const noexcept -> int { return peer_; }
+    /// Both ranks, the lower first.
+    [[nodiscard]] auto pair() const -> std::vector<int> { return {std::min(rank_, peer_), std::max(rank_, peer_)}; }
     [[nodiscard]] auto where() const -> std::string {
         return "rank " + std::to_string(rank_) + ", with rank " + std::to_string(peer_);
     }
