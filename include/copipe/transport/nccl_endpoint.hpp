@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a rank calls on the NCCL transport: NCCL carries the data, the transport of the host the envelopes, the sums of a
-// few numbers, and the messages between ranks that have no communicator.
+// What a rank calls on the NCCL transport: NCCL carries the data, the transport of the host the envelopes, the sums of
+// a few numbers, and the messages between ranks that have no communicator.
 #pragma once
 
 #include "copipe/transport/nccl_rank.hpp"
