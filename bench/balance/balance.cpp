@@ -94,7 +94,7 @@ void run(copipe::text_table& table, scenario const& of) {
     auto const best = train(of, start, copipe::static_partition{}, std::ref(knows));
     auto const still = train(of, start, copipe::static_partition{});
     auto const often = of.steps > 100 ? train(of, start, every_100{}) : still;
-    auto const ours = train(of, start, copipe::balanced{});
+    auto const ours = train(of, start, copipe::balanced{{.check_every = of.steps > 100 ? 100 : 10}});
     auto const over = [&](outcome const& each) { return copipe::decimal(each.seconds / best.seconds, 4); };
     table.row({of.name, std::to_string(of.ranks), std::to_string(of.steps), over(still), over(often), over(ours),
                std::to_string(often.moves), std::to_string(ours.moves),
@@ -107,6 +107,11 @@ void run(copipe::text_table& table, scenario const& of) {
 int main(int count, char** arguments) {
     try {
         std::string_view const which = count > 1 ? arguments[1] : "all";
+        if (which != "all" && which != "8" && which != "128" && which != "types") {
+            std::fprintf(stderr, "balance: no such part: %s (there are 8, 128 and types; without any, all)\n",
+                         arguments[1]);
+            return 2;
+        }
         auto const wanted = [&](std::string_view part) { return which == "all" || which == part; };
         copipe::text_table table;
         table.row({"scenario", "devices", "steps", "static", "every 100", "balanced", "moves: every 100",

@@ -117,9 +117,9 @@ auto train(Policy policy, memory_limit const& memory) -> outcome {
     }
     auto const problem = memory_problem(memory, copipe::programs(policy, of), policy.placed(of), 2, 4);
     auto const expected = bytes_of(problem, row<int>(with.layers().bounds()), with.recomputed());
-    for (int rank = 0; rank < 2; ++rank) {
-        came.peak[rank] = with.peak_memory(rank);
-        came.expected[rank] = static_cast<std::size_t>(expected[rank]);
+    for (std::size_t rank = 0; rank < 2; ++rank) {
+        came.peak[rank] = with.peak_memory(static_cast<int>(rank));
+        came.expected[rank] = static_cast<std::size_t>(expected[static_cast<int>(rank)]);
         CHECK(came.peak[rank] <= came.expected[rank]);
     }
     return came;
