@@ -253,7 +253,7 @@ TEST_CASE("on a stable noisy run nothing moves in thousands of looks") {
 }
 
 TEST_CASE("expert loads that jitter from step to step cost less than 1 % of what staying costs") {
-    for (unsigned seed = 1; seed <= 5; ++seed) {
+    for (unsigned seed = 1; seed <= static_cast<unsigned>(cases(5)); ++seed) {
         std::mt19937_64 random(seed);
         std::vector<std::vector<double>> loads;
         for (int step = 0; step < 3000; ++step) loads.push_back(any_costs(random, 32, 0.4, 1.6));
