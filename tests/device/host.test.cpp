@@ -73,7 +73,9 @@ TEST_CASE("a device that was slowed down takes as many times as long for its wor
         dev.slow_down(5);
         CHECK(seconds_of_work() >= 20e-3);
         dev.slow_down(1);
-        CHECK(seconds_of_work() < 20e-3);
+        bool fast_again = false; // the machine may have other things to do
+        for (int i = 0; i < 200 && !fast_again; ++i) fast_again = seconds_of_work() < 20e-3;
+        CHECK(fast_again);
         dev.slow_down(2);
         stream.launch([] { throw std::runtime_error("as before"); });
         CHECK_THROWS_AS(stream.synchronize(), std::runtime_error);

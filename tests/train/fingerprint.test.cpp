@@ -54,8 +54,10 @@ TEST_CASE("the fingerprint of the host has a rate for everything, and a device s
         CHECK(each > 0);
     CHECK(dev.memory_in_use() == 0);
     dev.slow_down(8);
-    fingerprint const slow = take_fingerprint(dev, compute, link);
-    CHECK(slow.large_product < found.large_product / 2); // 8 in truth; the machine may have other things to do
+    bool slower = false; // by 8, but the machine may have other things to do
+    for (int i = 0; i < 5 && !slower; ++i)
+        slower = take_fingerprint(dev, compute, link).large_product < found.large_product / 2;
+    CHECK(slower);
 }
 
 TEST_CASE("fingerprints are kept in a file by the names of devices") {

@@ -263,8 +263,8 @@ TEST_CASE("over TCP, a process that hangs is given up after the time of silence"
 TEST_CASE("an idle connection lasts, however short the time of silence") {
     auto const port = free_port();
     forked const job(2, [port](int me) -> std::string {
-        rank_end own{me, 2, port, 200ms};
-        std::this_thread::sleep_for(700ms);
+        rank_end own{me, 2, port, 600ms};
+        std::this_thread::sleep_for(1500ms);
         std::array<double, 1> sum{1};
         auto const body = [&]() -> task<> { co_await own.end.all_reduce(sum); };
         run(own.exec, body());
