@@ -138,7 +138,7 @@ void experts(benchmark::State& state) {
     auto const shape = expert_shape{.replicas = 288, .groups = 8, .nodes = 4, .gpus = 32};
     std::vector<double> loads;
     for (ticks const load : measured(256, 10'000, 11)) loads.push_back(static_cast<double>(load * load));
-    auto const place = state.range(0) == 0 ? place_experts : refine_experts;
+    auto const place = state.range(0) == 0 ? place_experts<> : refine_experts<>;
     for (auto _ : state) benchmark::DoNotOptimize(place(loads, shape));
     state.counters["max_over_mean"] = max_over_mean(loads, place(loads, shape), shape.gpus);
 }

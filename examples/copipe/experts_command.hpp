@@ -33,7 +33,8 @@ inline placed_case place_case(input const& one, bool refined) {
         for (auto const& load : layer.elements(experts)) loads.push_back(load.number());
         experts = loads.count();
         try {
-            placed.layers.push_back((refined ? copipe::refine_experts : copipe::place_experts)(loads, placed.shape));
+            placed.layers.push_back(refined ? copipe::refine_experts(loads, placed.shape)
+                                            : copipe::place_experts(loads, placed.shape));
         } catch (copipe::expert_error const& refused) {
             layer.refuse(refused.what());
         }

@@ -30,10 +30,10 @@ namespace copipe {
 
 /// An executor whose idle time serves an io_context. Driven by `run`/`run_until`, or by the program's own `io.run()`:
 /// each hand-over from outside posts one handler that drains the run queue. One thread may run the io_context.
-class asio_executor final : public executor {
+template <class = void> class basic_asio_executor final : public executor {
 public:
-    explicit asio_executor(boost::asio::io_context& io) : io_(&io) {}
-    ~asio_executor() override { await_wakers(); }
+    explicit basic_asio_executor(boost::asio::io_context& io) : io_(&io) {}
+    ~basic_asio_executor() override { await_wakers(); }
 
     [[nodiscard]] auto context() const noexcept -> boost::asio::io_context& { return *io_; }
 
@@ -48,14 +48,14 @@ private:
     /// The handler that drives the run queue after a hand-over. Only it takes what was handed over: so there is at most
     /// one at a time, in memory of the executor's own, and none is left behind when the last coroutine has ended.
     struct doorbell {
-        asio_executor* self;
+        basic_asio_executor* self;
 
         template <class T>
         struct own_memory {
             using value_type = T;
-            asio_executor* self;
+            basic_asio_executor* self;
 
-            explicit own_memory(asio_executor* owner) noexcept : self(owner) {}
+            explicit own_memory(basic_asio_executor* owner) noexcept : self(owner) {}
             template <class U>
             own_memory(own_memory<U> const& other) noexcept : self(other.self) {}
             [[nodiscard]] auto allocate(std::size_t) const noexcept -> T* {
@@ -77,6 +77,7 @@ private:
     alignas(std::max_align_t) std::array<std::byte, 128> doorbell_memory_;
     boost::asio::io_context* io_;
 };
+using asio_executor = basic_asio_executor<>;
 
 /// Completion token: `co_await timer.async_wait(use_task)`. An error code becomes a boost::system::system_error, the
 /// other results are returned (several as a tuple). Stopping the awaiting task emits a terminal cancellation to the
@@ -161,11 +162,8 @@ template <class T, class Handler>
 class spawned final : task_owner {
 public:
     spawned(boost::asio::io_context& io, task<T> root, std::stop_token stop, Handler handler)
-        : exec_(io),
-          env_{.exec = &exec_, .stop = std::move(stop)},
-          root_(std::move(root)),
-          handler_(std::move(handler)),
-          work_(boost::asio::make_work_guard(io)),
+        : exec_(io), env_{.exec = &exec_, .stop = std::move(stop)}, root_(std::move(root)),
+          handler_(std::move(handler)), work_(boost::asio::make_work_guard(io)),
           handler_work_(boost::asio::make_work_guard(handler_, io)) {}
 
     void start() {

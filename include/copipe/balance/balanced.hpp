@@ -39,7 +39,7 @@ struct decision {
     char const* why = "nothing was measured yet";
 
     /// One line for a log.
-    [[nodiscard]] std::string text() const {
+    template <class = void> [[nodiscard]] std::string text() const {
         std::array<char, 256> numbers{};
         std::snprintf(numbers.data(), numbers.size(),
                       " (a step takes %.3g s, with the plan %.3g s, give or take %.2g s; missed so far %.3g s, "
@@ -63,7 +63,7 @@ public:
     [[nodiscard]] auto check_every() const noexcept -> int { return options_.check_every; }
     [[nodiscard]] auto last_decision() const noexcept -> decision const& { return last_; }
 
-    [[nodiscard]] auto notices(row<double> const& work, std::uint64_t step) -> bool {
+    template <class = void> [[nodiscard]] auto notices(row<double> const& work, std::uint64_t step) -> bool {
         if (noticed_ || options_.alarm <= 0) return false;
         bool const changed = alarm_.rings(work);
         if (changed) noticed_ = step;
@@ -71,6 +71,7 @@ public:
         return noticed_.has_value();
     }
 
+    template <class = void>
     [[nodiscard]] auto propose(measurements const& seen, partition const& now) -> std::optional<partition> {
         auto const since = noticed_ ? std::max(last_.step, *noticed_) : last_.step;
         auto const steps = static_cast<double>(
@@ -88,7 +89,7 @@ public:
         auto const optimum = solve_partition(problem);
         if (!optimum) return stay("no partition fits into memory");
         auto const times = rank_times(problem, bounds);
-        double const gap = std::ranges::max(times) / static_cast<double>(optimum->objective) - 1;
+        double const gap = times.max() / static_cast<double>(optimum->objective) - 1;
         double const slack = std::min(options_.slack, gap / 4);
         present_partition const present{bounds, {seen.bytes.begin(), seen.bytes.end()}, slack};
         auto const best = gap > 0 ? solve_partition(problem, &present) : std::nullopt;
@@ -123,20 +124,21 @@ public:
 private:
     static constexpr int soon = 10; ///< steps that must be measured before a look
 
-    auto stay(char const* why) -> std::optional<partition> {
+    template <class = void> auto stay(char const* why) -> std::optional<partition> {
         last_.why = why;
         return {};
     }
+    template <class = void>
     [[nodiscard]] auto transfer_seconds(measurements const& seen, row<int> const& bounds) const -> double {
         if (seen.bytes_per_second <= 0) return 0;
         return busiest_transfer(seen.where, bounds, plan_, seen.bytes) / seen.bytes_per_second;
     }
     /// The relative standard error of ranks' times, from how much two halves of the measurements disagree, now and
     /// before.
-    auto noise(row<double> const& fitted, row<double> const& held_out) -> double {
+    template <class = void> auto noise(row<double> const& fitted, row<double> const& held_out) -> double {
         double squares = 0;
         for (int rank = 0; rank < fitted.count(); ++rank) squares += std::pow(fitted[rank] - held_out[rank], 2) / 2;
-        double const variance = squares / fitted.count() / std::pow(std::ranges::max(held_out), 2);
+        double const variance = squares / fitted.count() / std::pow(held_out.max(), 2);
         variance_ = variance_ < 0 ? variance : (3 * variance_ + variance) / 4;
         return std::sqrt(variance_);
     }

@@ -31,14 +31,14 @@ public:
     static_partition() = default;
     explicit static_partition(partition given) : given_(std::move(given)) {}
     /// From a Megatron-style layout string, every letter of which is a layer. Throws layout_error, partition_error.
-    explicit static_partition(std::string_view layout) {
+    template <class = void> explicit static_partition(std::string_view layout) {
         auto bounds = read_layout(layout).bounds();
         int const layers = bounds.back();
         given_ = partition::given(std::move(bounds), layers);
     }
 
     /// The partition to start with. Throws partition_error unless it is one of `layers` layers into `stages` stages.
-    [[nodiscard]] auto start(int layers, int stages) const -> partition {
+    template <class = void> [[nodiscard]] auto start(int layers, int stages) const -> partition {
         if (!given_) return partition::even(layers, stages);
         if (given_->stages() != stages) {
             throw partition_error("the partition given has " + std::to_string(given_->stages()) +

@@ -8,7 +8,7 @@
 namespace copipe {
 
 /// Probes bounds on the time of the slowest stage.
-class chain_search {
+template <class = void> class chain_search {
 public:
     /// A stage has at least `fewest` layers, 0 or 1.
     chain_search(rank_costs const& costs, walk_graph graph, int layers, int fewest)
@@ -54,7 +54,7 @@ public:
     }
 
     /// The partition found last: steps from the first layer of each stage to the first of the next.
-    [[nodiscard]] walk_search const& found() const noexcept { return walk_; }
+    [[nodiscard]] walk_search<> const& found() const noexcept { return walk_; }
 
 private:
     bool within(ticks time, ticks bound) {
@@ -63,7 +63,7 @@ private:
     }
 
     rank_costs const& costs_;
-    walk_search walk_;
+    walk_search<> walk_;
     int layers_, fewest_;
     ticks refused_ = never; ///< the least time that a bound has refused
     row<int> first_, near_; ///< the first layer of each state; of each edge, as the last probe left it

@@ -23,7 +23,7 @@ public:
     void restart() noexcept { steps_.clear(); }
 
     /// In the step that has ended each rank worked for so many seconds. Whether something has changed.
-    [[nodiscard]] bool rings(row<double> seconds) {
+    template <class = void> [[nodiscard]] bool rings(row<double> seconds) {
         if (steps_.count() == first + recent) steps_.erase(steps_.begin() + first);
         steps_.push_back(std::move(seconds));
         if (steps_.count() < first + recent) return false;
@@ -42,11 +42,11 @@ private:
     static constexpr int first = 10, recent = 5;
 
     /// Of how far a rank's seconds are from a value.
-    [[nodiscard]] double median(int rank, int begin, int end, double from) const {
+    template <class = void> [[nodiscard]] double median(int rank, int begin, int end, double from) const {
         row<double> values;
         for (int step = begin; step < end; ++step) values.push_back(std::abs(steps_[step][rank] - from));
         auto const middle = values.begin() + values.count() / 2;
-        std::ranges::nth_element(values, middle);
+        std::nth_element(values.begin(), middle, values.end());
         return *middle;
     }
 

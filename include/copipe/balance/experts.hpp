@@ -12,7 +12,6 @@
 #include <span>
 #include <string>
 #include <utility>
-#include <vector>
 
 namespace copipe {
 
@@ -46,7 +45,7 @@ public:
 };
 
 /// Throws expert_error, which names the number at fault, unless `loads` can be placed on `shape`.
-inline void require_placeable(std::span<double const> loads, expert_shape const& shape) {
+template <class = void> void require_placeable(std::span<double const> loads, expert_shape const& shape) {
     auto const require = [](bool right, std::string const& sentence) {
         if (!right) throw expert_error(sentence);
     };
@@ -71,13 +70,14 @@ inline void require_placeable(std::span<double const> loads, expert_shape const&
 /// Balanced packing: the heaviest item first, each into the lightest pack that still has room, ties to the lowest
 /// index. Yields the place of each item, pack * (items per pack) + rank within it. With one item per pack, items stay
 /// in order.
-inline row<int> pack_evenly(row<float> const& loads, int packs) {
+template <class = void> row<int> pack_evenly(row<float> const& loads, int packs) {
     int const room = loads.count() / packs;
     row<int> order(loads.count()), place(loads.count()), used(packs);
     row<float> sum(packs);
     std::iota(order.begin(), order.end(), 0);
     if (room == 1) return order;
-    std::ranges::sort(order, [&](int a, int b) { return loads[a] != loads[b] ? loads[a] > loads[b] : a < b; });
+    std::sort(order.begin(), order.end(),
+              [&](int a, int b) { return loads[a] != loads[b] ? loads[a] > loads[b] : a < b; });
     for (int const item : order) {
         int lightest = -1;
         for (int pack = 0; pack < packs; ++pack)
@@ -89,7 +89,7 @@ inline row<int> pack_evenly(row<float> const& loads, int packs) {
 }
 
 /// The experts of each node [nodes][experts / nodes], in their order within the node: groups packed evenly onto nodes.
-inline row<row<int>> experts_of_nodes(row<float> const& loads, expert_shape const& shape) {
+template <class = void> row<row<int>> experts_of_nodes(row<float> const& loads, expert_shape const& shape) {
     int const size = loads.count() / shape.groups, per_node = loads.count() / shape.nodes;
     row<float> groups(shape.groups);
     for (int e = 0; e < loads.count(); ++e) groups[e / size] += loads[e];
@@ -103,7 +103,7 @@ inline row<row<int>> experts_of_nodes(row<float> const& loads, expert_shape cons
 }
 
 /// Numbers the copies of each expert from slot to slot, where nothing else says which came first.
-inline expert_map numbered(row<int> phy2log, int experts) {
+template <class = void> expert_map numbered(row<int> phy2log, int experts) {
     row<int> rank, copies(experts);
     for (int const expert : phy2log) rank.push_back(copies[expert]++);
     return {std::move(phy2log), std::move(rank), std::move(copies)};
@@ -113,7 +113,8 @@ inline expert_map numbered(row<int> phy2log, int experts) {
 /// node one more copy at a time for the expert with the largest load per copy, ties to the lowest index; copies onto
 /// the node's GPUs. `loads` [experts] is the work of each expert in any unit, compared as float like EPLB's. Throws
 /// expert_error.
-[[nodiscard]] inline expert_map place_experts(std::span<double const> loads, expert_shape const& wanted) {
+template <class = void>
+[[nodiscard]] expert_map place_experts(std::span<double const> loads, expert_shape const& wanted) {
     require_placeable(loads, wanted);
     auto const shape = wanted.effective();
     int const per_node = shape.replicas / shape.nodes;
@@ -124,7 +125,8 @@ inline expert_map numbered(row<int> phy2log, int experts) {
         auto const share = [&](int expert) { return all[expert] / static_cast<float>(map.logcnt[expert]); };
         row<int> copies = experts, rank(per_node);
         while (copies.count() < per_node) {
-            int const neediest = *std::ranges::max_element(experts, {}, share);
+            int const neediest = *std::max_element(experts.begin(), experts.end(),
+                                                   [&](int a, int b) { return share(a) < share(b); });
             rank[copies.count()] = map.logcnt[neediest]++;
             copies.push_back(neediest);
         }
@@ -141,20 +143,21 @@ inline expert_map numbered(row<int> phy2log, int experts) {
 }
 
 /// The load of the busiest GPU over the mean load of all: 1 is perfect balance, also where nothing is loaded.
-[[nodiscard]] inline double max_over_mean(std::span<double const> loads, expert_map const& map, int gpus) {
+template <class = void>
+[[nodiscard]] double max_over_mean(std::span<double const> loads, expert_map const& map, int gpus) {
     row<double> sum(gpus);
     for (int copy = 0, slots = map.phy2log.count() / gpus; copy < map.phy2log.count(); ++copy)
         sum[copy / slots] += loads.data()[map.phy2log[copy]] / map.logcnt[map.phy2log[copy]];
     double const total = std::accumulate(loads.begin(), loads.end(), 0.0);
-    return total > 0 ? *std::ranges::max_element(sum) * gpus / total : 1;
+    return total > 0 ? sum.max() * gpus / total : 1;
 }
 
 /// The copies of each expert, by number [layers][experts][most copies of any expert of any layer], filled up with -1:
 /// the inverse of `phy2log` in the form that EPLB returns it.
-[[nodiscard]] inline row<row<row<int>>> copies_of_experts(std::span<expert_map const> layers) {
+template <class = void> [[nodiscard]] row<row<row<int>>> copies_of_experts(std::span<expert_map const> layers) {
     row<row<row<int>>> copies;
     int most = 0;
-    for (auto const& layer : layers) most = std::max(most, *std::ranges::max_element(layer.logcnt));
+    for (auto const& layer : layers) most = std::max(most, layer.logcnt.max());
     for (auto const& layer : layers) {
         auto& of = copies.emplace_back(layer.logcnt.count(), row<int>(most, -1));
         for (int copy = 0; copy < layer.phy2log.count(); ++copy) of[layer.phy2log[copy]][layer.phyrank[copy]] = copy;

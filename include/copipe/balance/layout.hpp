@@ -29,7 +29,7 @@ struct stage_layout {
     row<std::string> stages;
 
     /// [stages + 1] stage s has the layers from bounds[s] to bounds[s + 1], counting every letter as a layer.
-    [[nodiscard]] row<int> bounds() const {
+    template <class = void> [[nodiscard]] row<int> bounds() const {
         row<int> found{0};
         for (auto const& stage : stages) found.push_back(found.back() + static_cast<int>(stage.size()));
         return found;
@@ -39,7 +39,7 @@ struct stage_layout {
 
 /// Reads `E t m L`, `|` between stages, `x*N` and `(...)*N` to repeat; commas mean nothing. The embedding comes first
 /// and the loss last, once each, and transformer layers before multi-token prediction. Throws layout_error.
-[[nodiscard]] inline stage_layout read_layout(std::string_view text) {
+template <class = void> [[nodiscard]] stage_layout read_layout(std::string_view text) {
     auto const require = [&](bool right, std::size_t at, char const* sentence) {
         if (!right) throw layout_error(text, at, sentence);
     };
@@ -92,7 +92,7 @@ struct stage_layout {
 }
 
 /// The shortest usual way to write a layout: runs of three or more layers or stages alike become `x*N` or `(...)*N`.
-[[nodiscard]] inline std::string write_layout(stage_layout const& layout) {
+template <class = void> [[nodiscard]] std::string write_layout(stage_layout const& layout) {
     std::string text;
     auto const& stages = layout.stages;
     for (int s = 0, alike = 1; s < stages.count(); s += alike) {
@@ -110,7 +110,7 @@ struct stage_layout {
 }
 
 /// One line per run of stages alike: their numbers, layers and what those are.
-[[nodiscard]] inline std::string explain_layout(stage_layout const& layout) {
+template <class = void> [[nodiscard]] std::string explain_layout(stage_layout const& layout) {
     std::string text;
     auto const& stages = layout.stages;
     auto const bounds = layout.bounds();
@@ -124,7 +124,7 @@ struct stage_layout {
         char const* separator = "";
         for (auto const& [letter, name] : {std::pair{'E', "embedding"}, {'t', "transformer"},
                                            {'m', "multi-token prediction"}, {'L', "loss"}})
-            if (auto const count = std::ranges::count(stages[s], letter); count > 0) {
+            if (auto const count = std::count(stages[s].begin(), stages[s].end(), letter); count > 0) {
                 text += separator + (count > 1 ? std::to_string(count) + " x " : "") + name;
                 separator = ", ";
             }

@@ -8,7 +8,7 @@
 namespace copipe {
 
 /// Probes bounds on the time of the slowest rank.
-class loop_search {
+template <class = void> class loop_search {
 public:
     loop_search(rank_costs const& costs, partition_problem const& problem)
         : costs_(costs), layers_(problem.layers()), limit_(problem.loop_limit), room_(problem.ranks),

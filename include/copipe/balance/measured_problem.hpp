@@ -14,7 +14,8 @@ namespace copipe {
 
 /// What the measurements say of a model and its ranks, as a problem for solve_partition; costs from `layers`, in
 /// billionths of their sum, slowness in thousandths. Memory is left out for `loop`, whose solver knows no limits.
-[[nodiscard]] inline partition_problem problem_of(measurements const& seen, row<pass_times> const& layers) {
+template <class = void>
+[[nodiscard]] partition_problem problem_of(measurements const& seen, row<pass_times> const& layers) {
     auto found = seen.where.order == stage_order::loop ? partition_problem{} : seen.memory;
     found.order = seen.where.order;
     found.ranks = seen.where.ranks;
@@ -38,7 +39,7 @@ namespace copipe {
 /// [ranks] the time of each rank's stages for one micro-batch, what must be recomputed included, mirrored ranks as one;
 /// and what a step of them takes: its slowest rank's work, and where nothing else is known to fill the pipeline
 /// meanwhile, everyone's once.
-[[nodiscard]] inline row<double> rank_times(partition_problem const& problem, row<int> const& bounds) {
+template <class = void> [[nodiscard]] row<double> rank_times(partition_problem const& problem, row<int> const& bounds) {
     rank_costs const costs(problem);
     bool const pairs = problem.mirrored();
     int const stages = problem.stages(), last = pairs ? stages / 2 : stages;
@@ -50,16 +51,18 @@ namespace copipe {
     }
     return times;
 }
-[[nodiscard]] inline double step_time(partition_problem const& problem, row<int> const& bounds, int micro_batches) {
+template <class = void>
+[[nodiscard]] double step_time(partition_problem const& problem, row<int> const& bounds, int micro_batches) {
     auto const times = rank_times(problem, bounds);
-    double const slowest = std::ranges::max(times);
+    double const slowest = times.max();
     bool const fills = problem.order == stage_order::single;
     return (micro_batches - 1) * slowest + (fills ? std::accumulate(times.begin(), times.end(), 0.0) : slowest);
 }
 
 /// The bytes that the busiest rank sends or receives if layers of these `bytes` move from one partition to another.
-[[nodiscard]] inline double busiest_transfer(stage_map const& where, row<int> const& from, row<int> const& to,
-                                             row<std::size_t> const& bytes) {
+template <class = void>
+[[nodiscard]] double busiest_transfer(stage_map const& where, row<int> const& from, row<int> const& to,
+                                      row<std::size_t> const& bytes) {
     row<double> sent(where.ranks), received(where.ranks);
     for (int copy = 0; copy < where.copies(); ++copy)
         for (int layer = 0, a = 0, b = 0; layer < bytes.count(); ++layer) {
@@ -70,7 +73,7 @@ namespace copipe {
             sent[giver] += static_cast<double>(bytes[layer]);
             received[taker] += static_cast<double>(bytes[layer]);
         }
-    return std::max(std::ranges::max(sent), std::ranges::max(received));
+    return std::max(sent.max(), received.max());
 }
 
 } // namespace copipe

@@ -47,10 +47,10 @@ struct measurements {
 /// rank, if there were any since the last summary. Otherwise a rank whose layers all changed in all passes by one
 /// factor has changed itself, unless a mirrored rank with copies of these layers changed as much; any other change is
 /// the layers'. Without probes, ranks count as equally fast at first, but for mirrored ones, which copies tell apart.
-class measurement_window {
+template <class = void> class basic_measurement_window {
 public:
     /// Medians are taken over half of the last `steps` measured steps each, the odd and the even; at least 6 steps.
-    measurement_window(int layers, stage_map where, int micro_batches, int steps = 10)
+    basic_measurement_window(int layers, stage_map where, int micro_batches, int steps = 10)
         : where_(where), micro_batches_(micro_batches), layers_(layers), steps_(std::max(6, steps + steps % 2)),
           copies_(where.copies()), sums_(3 * layers * copies_), counts_(sums_.count()),
           rank_(layers * copies_), taken_(steps_, sums_), step_seconds_(steps_), probes_(where.ranks),
@@ -94,10 +94,10 @@ public:
             messages[at] = message_counts_[at] > 0 ? message_sums_[at] / message_counts_[at] : 0;
         step_seconds_[count_++ % steps_] = seconds;
         trained_ = trained;
-        std::ranges::fill(sums_, 0.0);
-        std::ranges::fill(counts_, 0);
-        std::ranges::fill(message_sums_, 0.0);
-        std::ranges::fill(message_counts_, 0);
+        sums_.assign(sums_.size(), 0);
+        counts_.assign(counts_.size(), 0);
+        message_sums_.assign(message_sums_.size(), 0);
+        message_counts_.assign(message_counts_.size(), 0);
     }
 
     /// Layers have moved: what ranks took before says nothing of them now. What is known of costs and slowness stays.
@@ -115,7 +115,7 @@ public:
         seen.step_seconds = median(step_seconds_);
         seen.messages = medians(messages_, 0, 1);
         seen.waits = waits_;
-        double const fastest = std::ranges::min(slowness_);
+        double const fastest = *std::min_element(slowness_.begin(), slowness_.end());
         for (double const each : slowness_) seen.slowness.push_back(each / fastest);
         for (auto const& [first, into] : {std::pair{0, &seen.layers}, {1, &seen.held_out}}) {
             auto const found = costs(medians(taken_, first, 2), mean);
@@ -128,7 +128,7 @@ public:
 private:
     [[nodiscard]] static double median(row<double> values) {
         auto const middle = values.begin() + values.count() / 2;
-        std::ranges::nth_element(values, middle);
+        std::nth_element(values.begin(), middle, values.end());
         return *middle;
     }
     /// Of each number, over every `stride`-th step.
@@ -158,7 +158,8 @@ private:
             bool const vouched = copies_ == 2 && alike(factors[rank], factors[where_.ranks - 1 - rank]);
             if (!vouched) slowness_[rank] *= factors[rank];
         }
-        bool const probed = std::ranges::none_of(probes_, [](auto const& each) { return each.empty(); });
+        bool const probed =
+            std::none_of(probes_.begin(), probes_.end(), [](auto const& each) { return each.empty(); });
         for (int rank = 0; probed && rank < where_.ranks; ++rank) slowness_[rank] = median(probes_[rank]);
         for (auto& each : probes_) each.clear();
     }
@@ -194,5 +195,7 @@ private:
     int count_ = 0; ///< measured steps since layers moved
     std::uint64_t trained_ = 0;
 };
+
+using measurement_window = basic_measurement_window<>;
 
 } // namespace copipe

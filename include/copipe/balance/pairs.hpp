@@ -9,7 +9,7 @@
 namespace copipe {
 
 /// Probes bounds on the time of the slowest pair of stages. A position of the walk says which layers remain.
-class pair_search {
+template <class = void> class pair_search {
 public:
     /// A stage has at least `fewest` layers, 0 or 1.
     pair_search(rank_costs const& costs, int pairs, int layers, int fewest)
@@ -29,12 +29,12 @@ public:
             extend(edge.device, remaining, inner[edge.device], bound, taken);
         });
         ticks slowest = 0;
-        for (auto const& [pair, outer, rest] : found ? walk_.steps() : row<walk_search::step>{})
+        for (auto const& [pair, outer, rest] : found ? walk_.steps() : row<walk_search<>::step>{})
             slowest = std::max(slowest, costs_.floor(pair, left(outer), left(rest), right(rest), right(outer)));
         return {found, found ? slowest : refused_};
     }
 
-    [[nodiscard]] walk_search const& found() const noexcept { return walk_; }
+    [[nodiscard]] walk_search<> const& found() const noexcept { return walk_; }
     /// The layers that remain at a position: those from `left` to `right`.
     [[nodiscard]] int left(int position) const noexcept { return position / (layers_ + 1); }
     [[nodiscard]] int right(int position) const noexcept { return position % (layers_ + 1); }
@@ -58,7 +58,7 @@ private:
     }
 
     rank_costs const& costs_;
-    walk_search walk_;
+    walk_search<> walk_;
     int pairs_, layers_, fewest_;
     ticks refused_ = never; ///< a larger bound that may succeed
 };

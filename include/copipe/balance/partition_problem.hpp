@@ -109,7 +109,7 @@ public:
 };
 
 /// Throws partition_problem_error where sizes, signs or options of a problem do not agree.
-inline void require_solvable(partition_problem const& p) {
+template <class = void> void require_solvable(partition_problem const& p) {
     using enum stage_order;
     auto const require = [](bool right, char const* field, char const* sentence) {
         if (!right) throw partition_problem_error(field, sentence);
@@ -174,7 +174,7 @@ inline void require_solvable(partition_problem const& p) {
 
 /// The time of the slowest rank if layers could be cut anywhere and messages and memory cost nothing: no partition is
 /// faster. For `replicated` times common_share(ranks).
-inline double ideal_time(partition_problem const& p) {
+template <class = void> double ideal_time(partition_problem const& p) {
     double work = 0, speed = 0;
     for (int i = 0; i < p.layers(); ++i) {
         ticks least = p.costs.empty() ? p.weights[i] : never;

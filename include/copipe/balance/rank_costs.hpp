@@ -25,9 +25,9 @@ private:
 
 /// A rank that holds the stage from `a` to `b` and, where stages are mirrored, the stage from `c` to `d`, b <= c. Where
 /// ranks share stages, rank r stands for a group of r + 1 of them.
-class rank_costs {
+template <class = void> class basic_rank_costs {
 public:
-    explicit rank_costs(partition_problem const& problem)
+    explicit basic_rank_costs(partition_problem const& problem)
         : problem_(problem), forward_(problem.forward), parameters_(problem.parameters),
           activations_(problem.activations), own_work_(!problem.costs.empty()), limited_(!problem.capacity.empty()),
           plain_(!limited_ && !problem.lock_step && problem.sync == 0) {
@@ -125,5 +125,7 @@ private:
     mutable std::map<std::array<int, 5>, ticks> known_;
     mutable bool exact_ = true;
 };
+
+using rank_costs = basic_rank_costs<>;
 
 } // namespace copipe

@@ -29,7 +29,7 @@ struct recompute_choice {
 inline constexpr int recompute_limit = 1 << 14;
 
 /// The choice among the options that saves `need` bytes and costs the least time: a knapsack.
-inline recompute_choice choose_recompute(row<recompute_option> const& options, ticks need) {
+template <class = void> recompute_choice choose_recompute(row<recompute_option> const& options, ticks need) {
     struct choice {
         ticks saved, extra;
         row<int> layers;
@@ -45,7 +45,9 @@ inline recompute_choice choose_recompute(row<recompute_option> const& options, t
             with.layers.push_back(layer);
         }
         wider.insert(wider.end(), kept.begin(), kept.end());
-        std::ranges::sort(wider, {}, [](choice const& each) { return std::pair(-each.saved, each.extra); });
+        std::sort(wider.begin(), wider.end(), [](choice const& a, choice const& b) {
+            return a.saved != b.saved ? a.saved > b.saved : a.extra < b.extra;
+        });
         kept.clear();
         for (choice& each : wider)
             if (kept.empty() || each.extra < kept.back().extra) kept.push_back(std::move(each));

@@ -6,13 +6,12 @@
 #include "copipe/balance/experts.hpp"
 
 #include <cstdint>
-#include <random>
 
 namespace copipe {
 
 /// The copies of some experts on some GPUs while a search moves them. A GPU never holds more copies of one expert than
 /// it must: one, unless it has more slots than there are experts.
-class expert_search {
+template <class = void> class expert_search {
 public:
     /// `loads` of the experts. Starts from copies dealt out like cards, which keeps those of one expert apart.
     expert_search(row<double> loads, int gpus, int slots)
@@ -35,7 +34,7 @@ public:
     /// Descends, then again and again from a few random changes of the best so far.
     void improve(int attempts) {
         descend();
-        std::minstd_rand random(1);
+        std::uint64_t random = 1;
         double const ideal = std::accumulate(loads_.begin(), loads_.end(), 0.0) / sums_.count() * (1 + 1e-9);
         for (expert_search trial = *this; attempts > 0 && peak() > ideal; --attempts) {
             for (int k = 0; k < 4; ++k) trial.kick(random);
@@ -46,7 +45,7 @@ public:
     }
 
 private:
-    [[nodiscard]] double peak() const { return *std::ranges::max_element(sums_); }
+    [[nodiscard]] double peak() const { return sums_.max(); }
     /// Whether the GPU of a slot may hold one more copy of an expert.
     [[nodiscard]] bool takes(int slot, int expert) const {
         auto const gpu = held_.begin() + slot / slots_ * slots_;
@@ -57,14 +56,14 @@ private:
         shares_[expert] = loads_[expert] / copies_[expert];
     }
     void weigh() {
-        std::ranges::fill(sums_, 0);
+        sums_.assign(sums_.size(), 0);
         for (int slot = 0; slot < held_.count(); ++slot) sums_[slot / slots_] += shares_[held_[slot]];
     }
 
     /// While a swap relieves the busiest GPU without making another as busy, makes the one that relieves it most.
     void descend() {
         for (int slot = 0, other = 0; other >= 0; weigh()) {
-            int const busiest = static_cast<int>(std::ranges::max_element(sums_) - sums_.begin());
+            int const busiest = static_cast<int>(std::max_element(sums_.begin(), sums_.end()) - sums_.begin());
             double best = sums_[busiest] * (1 - 1e-12);
             other = -1;
             for (int from = busiest * slots_; from < (busiest + 1) * slots_; ++from)
@@ -81,8 +80,11 @@ private:
     }
 
     /// Swaps two copies, and makes one of an expert that has several a copy of another expert.
-    void kick(std::minstd_rand& random) {
-        auto const any = [&](int below) { return static_cast<int>(random() % static_cast<std::uint_fast32_t>(below)); };
+    void kick(std::uint64_t& random) {
+        auto const any = [&](int below) { // Park and Miller's generator
+            random = random * 48271 % 0x7fffffff;
+            return static_cast<int>(random % static_cast<std::uint64_t>(below));
+        };
         int const slot = any(held_.count()), other = any(held_.count()), expert = any(loads_.count());
         if (takes(slot, held_[other]) && takes(other, held_[slot])) std::swap(held_[slot], held_[other]);
         if (copies_[held_[slot]] > 1 && takes(slot, expert)) {
@@ -98,7 +100,8 @@ private:
 };
 
 /// The placement that a search finds when node k is to hold the experts `nodes[k]`.
-inline expert_map search_experts(row<double> const& loads, row<row<int>> const& nodes, expert_shape const& shape) {
+template <class = void>
+expert_map search_experts(row<double> const& loads, row<row<int>> const& nodes, expert_shape const& shape) {
     row<int> phy2log;
     for (auto const& experts : nodes) {
         row<double> here;
@@ -114,7 +117,8 @@ inline expert_map search_experts(row<double> const& loads, row<row<int>> const& 
 /// `place_experts`. No GPU holds two copies of one expert, unless it has more slots than its node has experts or the
 /// first promise cannot be kept otherwise. Experts stay on the nodes where `place_experts` has them, unless the second
 /// cannot be kept otherwise. Same arguments, same errors.
-[[nodiscard]] inline expert_map refine_experts(std::span<double const> loads, expert_shape const& wanted) {
+template <class = void>
+[[nodiscard]] expert_map refine_experts(std::span<double const> loads, expert_shape const& wanted) {
     auto const published = place_experts(loads, wanted);
     auto const shape = wanted.effective();
     row<double> const all(loads.begin(), loads.end());

@@ -2,6 +2,7 @@
 // A vector whose index is the number of a layer, stage, rank or expert: this room counts in int.
 #pragma once
 
+#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <utility>
@@ -19,6 +20,7 @@ public:
 
     [[nodiscard]] T& operator[](std::integral auto at) noexcept { return this->data()[at]; }
     [[nodiscard]] T const& operator[](std::integral auto at) const noexcept { return this->data()[at]; }
+    [[nodiscard]] T max() const { return *std::max_element(this->begin(), this->end()); }
     [[nodiscard]] int count() const noexcept { return static_cast<int>(this->size()); }
 };
 

@@ -34,11 +34,11 @@ struct present_partition {
 
 /// Throws partition_problem_error unless `present` is a partition of the problem and the problem is one that can take
 /// it.
-inline void require_comparable(partition_problem const& problem, present_partition const& present) {
+template <class = void> void require_comparable(partition_problem const& problem, present_partition const& present) {
     auto const& bounds = present.bounds;
     bool const right = bounds.count() == problem.stages() + 1 && bounds[0] == 0 && bounds.back() == problem.layers() &&
-                       std::ranges::is_sorted(bounds) && present.bytes.count() == problem.layers() &&
-                       std::ranges::all_of(present.bytes, [](ticks bytes) { return bytes >= 0; }) && present.slack >= 0;
+                       std::is_sorted(bounds.begin(), bounds.end()) && present.bytes.count() == problem.layers() &&
+                       *std::min_element(present.bytes.begin(), present.bytes.end()) >= 0 && present.slack >= 0;
     if (!right) throw partition_problem_error("present", "is not a partition of these layers into these stages.");
     if (problem.order == stage_order::best || problem.order == stage_order::replicated || problem.micro_batches > 0)
         throw partition_problem_error("present", "does not go with a free order, replicas or `micro_batches`.");
@@ -46,7 +46,8 @@ inline void require_comparable(partition_problem const& problem, present_partiti
 
 /// The layers to recompute so that every rank has enough memory under a partition, as cheaply as can be; nothing if
 /// even all of them would not do. For the orders `single`, `v` and `bidirectional`.
-[[nodiscard]] inline std::optional<row<int>> recompute_for(partition_problem const& problem, row<int> const& bounds) {
+template <class = void>
+[[nodiscard]] std::optional<row<int>> recompute_for(partition_problem const& problem, row<int> const& bounds) {
     rank_costs const costs(problem);
     row<int> found;
     int const stages = problem.stages();
@@ -57,12 +58,12 @@ inline void require_comparable(partition_problem const& problem, present_partiti
         if (choice.extra == never) return {};
         found.insert(found.end(), choice.layers.begin(), choice.layers.end());
     }
-    std::ranges::sort(found);
+    std::sort(found.begin(), found.end());
     return found;
 }
 
 /// [ranks] the bytes that each rank needs under a partition if these layers are recomputed. For the same orders.
-[[nodiscard]] inline row<ticks> bytes_of(partition_problem const& problem, row<int> const& bounds,
+template <class = void> [[nodiscard]] row<ticks> bytes_of(partition_problem const& problem, row<int> const& bounds,
                                          row<int> const& recomputed) {
     stage_map const where{problem.order, problem.ranks};
     row<ticks> needed = problem.fixed.empty() ? row<ticks>(problem.ranks) : problem.fixed;
@@ -74,7 +75,7 @@ inline void require_comparable(partition_problem const& problem, present_partiti
             ticks const held = (far ? problem.in_flight_far : problem.in_flight)[rank];
             auto const& restored = far ? problem.restored_far : problem.restored;
             for (int i = bounds[stage]; i < bounds[stage + 1]; ++i) {
-                bool const again = std::ranges::binary_search(recomputed, i);
+                bool const again = std::binary_search(recomputed.begin(), recomputed.end(), i);
                 needed[rank] += problem.parameters[i];
                 needed[rank] += held * (again ? problem.checkpoint : problem.activations)[i];
                 if (again && !restored.empty()) needed[rank] += restored[rank] * problem.activations[i];
@@ -89,20 +90,20 @@ inline void require_comparable(partition_problem const& problem, present_partiti
 inline constexpr double order_limit = 1 << 14;
 
 /// Ranks by slowness, rounded up to a multiple of `grain`.
-inline std::map<ticks, row<int>> kinds_of_ranks(partition_problem const& problem, ticks grain = 1) {
+template <class = void> std::map<ticks, row<int>> kinds_of_ranks(partition_problem const& problem, ticks grain = 1) {
     std::map<ticks, row<int>> kinds;
     for (int rank = 0; rank < problem.ranks; ++rank)
         kinds[(problem.slowness(rank) + grain - 1) / grain * grain].push_back(rank);
     return kinds;
 }
-inline double sets_of(std::map<ticks, row<int>> const& kinds) {
+template <class = void> double sets_of(std::map<ticks, row<int>> const& kinds) {
     double sets = 1;
     for (auto const& [slow, ranks] : kinds) sets *= ranks.count() + 1;
     return sets;
 }
 
 /// Solves one problem; `solve_partition` below is the way in.
-class partition_solver {
+template <class = void> class partition_solver {
 public:
     partition_solver(partition_problem const& problem, present_partition const* present)
         : problem_(problem), present_(present), costs_(problem), fewest_(problem.allow_empty ? 0 : 1) {
@@ -166,7 +167,7 @@ private:
 
     /// Sum + (micro_batches - 1) times the slowest: goes on from the partition of least sum to that of least sum among
     /// faster ones, until even the fastest slowest stage could not make up for the sum.
-    void shortest_step(chain_search& search) {
+    void shortest_step(chain_search<>& search) {
         auto const time = [&](int rank, int begin, int end) { return costs_.time(rank, begin, end); };
         ticks const others = problem_.micro_batches - 1, fastest = plan_.objective;
         ticks best_bound = plan_.objective = never;
@@ -249,7 +250,7 @@ private:
 /// The optimal partition, or the one within `present->slack` of it that moves the fewest bytes; nothing if there is
 /// none, for want of memory or of layers. Deterministic. Throws partition_problem_error, also where `present` is no
 /// partition of the problem.
-[[nodiscard]] inline std::optional<partition_plan> solve_partition(partition_problem const& problem,
+template <class = void> [[nodiscard]] std::optional<partition_plan> solve_partition(partition_problem const& problem,
                                                                    present_partition const* present = nullptr) {
     require_solvable(problem);
     if (present != nullptr) require_comparable(problem, *present);

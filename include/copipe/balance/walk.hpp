@@ -21,14 +21,14 @@ struct walk_graph {
 };
 
 /// One stage after the other, stage s on device s.
-inline walk_graph straight_walk(int stages) {
+template <class = void> walk_graph straight_walk(int stages) {
     walk_graph graph{stages + 1, {}};
     for (int stage = 0; stage < stages; ++stage) graph.edges.push_back({stage, stage + 1, stage});
     return graph;
 }
 
 /// Dynamic programming over states and positions; a position says which layers remain.
-class walk_search {
+template <class = void> class walk_search {
 public:
     struct step {
         int device, from, to; ///< from one position to another
@@ -59,7 +59,8 @@ public:
         }
         int const end = first_[graph_.states - 1];
         if (end == cells_.count()) return false;
-        auto const cheapest = std::ranges::min_element(cells_.begin() + end, cells_.end(), {}, &cell::price);
+        auto const cheapest = std::min_element(cells_.begin() + end, cells_.end(),
+                                               [](cell const& a, cell const& b) { return a.price < b.price; });
         last_ = static_cast<int>(cheapest - cells_.begin());
         return true;
     }
@@ -70,7 +71,7 @@ public:
         row<step> found;
         for (int at = last_; cells_[at].before >= 0; at = cells_[at].before)
             found.push_back({cells_[at].device, cells_[cells_[at].before].position, cells_[at].position});
-        std::ranges::reverse(found);
+        std::reverse(found.begin(), found.end());
         return found;
     }
 

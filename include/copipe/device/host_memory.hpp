@@ -37,8 +37,7 @@ private:
     static constexpr std::size_t smallest_log2 = 8;
 
     struct size_class {
-        std::size_t index;
-        std::size_t bytes;
+        std::size_t index, bytes;
     };
     static constexpr auto classify(std::size_t bytes) noexcept -> size_class {
         std::size_t const wanted = std::max(bytes, std::size_t{1} << smallest_log2);

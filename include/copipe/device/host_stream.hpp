@@ -43,8 +43,7 @@ class host_event {
 public:
     host_event() = default;
     host_event(host_event&& other) noexcept
-        : stream_(std::exchange(other.stream_, nullptr)),
-          launches_(other.launches_),
+        : stream_(std::exchange(other.stream_, nullptr)), launches_(other.launches_),
           stamp_(std::exchange(other.stamp_, nullptr)) {}
     auto operator=(host_event&& other) noexcept -> host_event& {
         std::swap(stream_, other.stream_);

@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <numbers>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace copipe {

@@ -21,7 +21,7 @@ public:
 class partition {
 public:
     /// As even as possible, the larger stages first. Throws partition_error if there are fewer layers than stages.
-    [[nodiscard]] static auto even(int layers, int stages) -> partition {
+    template <class = void> [[nodiscard]] static auto even(int layers, int stages) -> partition {
         if (stages < 1 || layers < stages) {
             throw partition_error("cannot cut " + std::to_string(layers) + " layers into " + std::to_string(stages) +
                                   " stages: every stage needs a layer; use more layers or fewer ranks");
@@ -33,7 +33,7 @@ public:
     }
 
     /// From bounds 0 = b[0] < b[1] < ... < b[stages] = layers. Throws partition_error naming the first wrong bound.
-    [[nodiscard]] static auto given(std::vector<int> bounds, int layers) -> partition {
+    template <class = void> [[nodiscard]] static auto given(std::vector<int> bounds, int layers) -> partition {
         if (bounds.size() < 2 || bounds.front() != 0) throw partition_error("a partition's bounds begin with layer 0");
         for (std::size_t s = 1; s < bounds.size(); ++s) {
             if (bounds[s] <= bounds[s - 1]) {

@@ -6,8 +6,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -15,7 +13,7 @@ namespace copipe {
 
 /// Draws the first values of a parameter. They depend on the seed, the layer's number in the model and the parameter's
 /// place in it (or, if tied, on the tie alone), never on the rank or the partition.
-inline void draw(parameter const& p, std::uint64_t seed, std::size_t layer, std::size_t index,
+template <class = void> void draw(parameter const& p, std::uint64_t seed, std::size_t layer, std::size_t index,
                  std::vector<float>& values) {
     std::uint64_t name = (layer << 16U) + index;
     if (!p.tie.empty()) {

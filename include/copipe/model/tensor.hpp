@@ -11,7 +11,6 @@
 #include <cstdint>
 #include <initializer_list>
 #include <memory_resource>
-#include <span>
 #include <string>
 #include <string_view>
 #include <utility>

@@ -48,7 +48,8 @@ private:
 };
 
 /// Writes all bytes at `offset` of an open file; throws `file_error` about `path`. Several threads may write at once.
-inline void write_all(int descriptor, std::string const& path, std::span<std::byte const> bytes, std::uint64_t offset) {
+template <class = void>
+void write_all(int descriptor, std::string const& path, std::span<std::byte const> bytes, std::uint64_t offset) {
     while (!bytes.empty()) {
         ssize_t const written = ::pwrite(descriptor, bytes.data(), bytes.size(), static_cast<off_t>(offset));
         if (written < 0 && errno == EINTR) continue;
@@ -63,7 +64,7 @@ inline void write_all(int descriptor, std::string const& path, std::span<std::by
 class atomic_file {
 public:
     /// Throws `file_error` if the path cannot be written, or names something other than a file.
-    explicit atomic_file(std::string path) : path_(std::move(path)), target_(resolved(path_)) {
+    template <class = void> explicit atomic_file(std::string path) : path_(std::move(path)), target_(resolved(path_)) {
         for (int attempt = 0; descriptor_ < 0; ++attempt) {
             temporary_ = target_ + ".partial." + std::to_string(::getpid()) + "." + std::to_string(attempt);
             descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
@@ -81,17 +82,17 @@ public:
     [[nodiscard]] std::string const& path() const noexcept { return path_; }
 
     /// Appends to what was appended before.
-    void append(std::string_view text) {
+    template <class = void> void append(std::string_view text) {
         write_at(std::as_bytes(std::span{text}), size_);
         size_ += text.size();
     }
     /// Writes anywhere; several threads at once may. Throws `file_error`.
-    void write_at(std::span<std::byte const> bytes, std::uint64_t offset) const {
+    template <class = void> void write_at(std::span<std::byte const> bytes, std::uint64_t offset) const {
         write_all(descriptor_, path_, bytes, offset);
     }
 
     /// Puts the file on the disk and then in its place. Throws `file_error`; the older file is then as it was.
-    void commit() {
+    template <class = void> void commit() {
         if (::fsync(descriptor_) != 0 || ::rename(temporary_.c_str(), target_.c_str()) != 0)
             throw file_error(path_, "write", errno);
         ::close(std::exchange(descriptor_, -1));
@@ -105,7 +106,7 @@ public:
 
 private:
     /// The path itself, or what it points to if it is a link.
-    [[nodiscard]] static std::string resolved(std::string const& path) {
+    template <class = void> [[nodiscard]] static std::string resolved(std::string const& path) {
         struct stat found = {};
         if (::stat(path.c_str(), &found) != 0) return path;
         if (S_ISDIR(found.st_mode)) throw file_error(path, "write", EISDIR);
@@ -125,6 +126,6 @@ private:
 };
 
 /// Throws `file_error` unless an `atomic_file` can be written there: to find out before hours of work, not after.
-inline void require_writable(std::string const& path) { atomic_file const probe{path}; }
+template <class = void> void require_writable(std::string const& path) { atomic_file const probe{path}; }
 
 } // namespace copipe

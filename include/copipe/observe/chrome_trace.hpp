@@ -35,7 +35,7 @@ struct trace_size {
 };
 
 /// Writes groups of spans, event after event, as JSON in Chrome's trace event format.
-class chrome_trace_writer {
+template <class = void> class chrome_trace_writer {
 public:
     explicit chrome_trace_writer(std::string const& path) : file_(path) {
         text_ = "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[";
@@ -162,7 +162,7 @@ private:
 /// Writes a timeline file: a process per rank and group, in it tracks for compute, sends, receives, either half of
 /// overlapped pairs, and waits. Of more than `most` spans each group keeps its share, the earliest; the file says so in
 /// its `otherData`, and the answer too. Throws `file_error`; a file that was there before is then as it was.
-inline trace_size write_chrome_trace(std::string const& path, std::span<trace_group const> groups,
+template <class = void> trace_size write_chrome_trace(std::string const& path, std::span<trace_group const> groups,
                                      std::size_t most = 1'000'000) {
     std::size_t total = 0;
     for (trace_group const& each : groups) total += each.spans.size();
@@ -183,7 +183,7 @@ inline trace_size write_chrome_trace(std::string const& path, std::span<trace_gr
 }
 
 /// The same for spans of one kind, without a name.
-inline trace_size write_chrome_trace(std::string const& path, std::span<span const> spans,
+template <class = void> trace_size write_chrome_trace(std::string const& path, std::span<span const> spans,
                                      std::size_t most = 1'000'000) {
     std::array const groups{trace_group{.name = "", .spans = spans}};
     return write_chrome_trace(path, std::span<trace_group const>{groups}, most);

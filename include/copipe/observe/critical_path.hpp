@@ -21,7 +21,7 @@ struct idle_causes {
 };
 
 /// The chunks of one step and who waits for whom.
-class step_graph {
+template <class = void> class step_graph {
 public:
     /// One list of spans per rank, each in the order of execution, from an evaluation or from a recorder. Spans other
     /// than chunks are left out.

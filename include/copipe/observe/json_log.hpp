@@ -8,7 +8,6 @@
 #include <cerrno>
 #include <cstdint>
 #include <fcntl.h>
-#include <span>
 #include <string>
 #include <string_view>
 #include <sys/stat.h>
@@ -30,7 +29,7 @@ struct step_record {
 };
 
 /// One line, without its end.
-[[nodiscard]] inline std::string json_text(step_record const& record) {
+template <class = void> [[nodiscard]] std::string json_text(step_record const& record) {
     std::string line = "{\"step\":" + std::to_string(record.step);
     auto const field = [&](std::string_view name, double value) {
         ((line += ",\"") += name) += "\":";
@@ -64,7 +63,7 @@ enum class log_start : bool { empty, append };
 class json_log {
 public:
     /// Throws `file_error` if the path cannot be written.
-    json_log(std::string path, log_start start) : path_(std::move(path)) {
+    template <class = void> json_log(std::string path, log_start start) : path_(std::move(path)) {
         int const way = start == log_start::empty ? O_TRUNC : O_APPEND;
         descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | way, 0666);
         if (descriptor_ < 0) throw file_error(path_, "write", errno);
@@ -75,11 +74,11 @@ public:
     ~json_log() { ::close(descriptor_); }
 
     /// Throws `file_error`, for instance when the disk is full.
-    void write(step_record const& record) { put(json_text(record) + '\n'); }
+    template <class = void> void write(step_record const& record) { put(json_text(record) + '\n'); }
 
 private:
     /// A process that was killed may have left half a line.
-    void end_last_line() {
+    template <class = void> void end_last_line() {
         struct stat found = {};
         if (::fstat(descriptor_, &found) != 0 || !S_ISREG(found.st_mode) || found.st_size == 0) return;
         char last = '\n';
@@ -88,7 +87,7 @@ private:
         if (reader >= 0) ::close(reader);
         if (half) put("\n");
     }
-    void put(std::string_view text) {
+    template <class = void> void put(std::string_view text) {
         while (!text.empty()) {
             ssize_t const written = ::write(descriptor_, text.data(), text.size());
             if (written < 0 && errno == EINTR) continue;

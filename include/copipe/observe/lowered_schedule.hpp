@@ -12,7 +12,7 @@
 namespace copipe {
 
 /// One check of a lowered schedule; `transfer_fault` below is the way in.
-class lowered_check {
+template <class = void> class lowered_check {
 public:
     lowered_check(schedule_file const& file, placement const& where) : file_(file), where_(where) {
         for (program const& own : file.programs)
@@ -102,7 +102,7 @@ private:
 /// Why the file's sends and receives are wrong: one that is missing, doubled, too early or too late, or a pair of ranks
 /// that sends and receives in different orders. Empty if they are right, or if the file spells out none. The programs
 /// must have been verified before.
-[[nodiscard]] inline std::string transfer_fault(schedule_file const& file, placement const& where) {
+template <class = void> [[nodiscard]] std::string transfer_fault(schedule_file const& file, placement const& where) {
     bool const lowered =
         std::any_of(file.transfers.begin(), file.transfers.end(), [](auto const& own) { return !own.empty(); });
     return lowered ? lowered_check(file, where).run() : std::string{};

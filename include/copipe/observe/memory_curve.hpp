@@ -56,7 +56,7 @@ struct memory_level {
 }
 
 /// The same in chunks.
-[[nodiscard]] inline std::vector<memory_level> memory_curve(std::span<span const> spans) {
+template <class = void> [[nodiscard]] std::vector<memory_level> memory_curve(std::span<span const> spans) {
     return memory_curve(spans, [](int) { return chunk_memory{.until_input = 0, .until_weight = 1}; });
 }
 

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <string>
@@ -28,7 +27,7 @@ struct progress_report {
 };
 
 /// `step  12/400 | loss 2.3456 | 12,345 tokens/s | bubble 12.3 % | 1:23 left`.
-[[nodiscard]] inline std::string progress_text(progress_report const& now, double seconds_left) {
+template <class = void> [[nodiscard]] std::string progress_text(progress_report const& now, double seconds_left) {
     std::string const all = std::to_string(now.steps), done = std::to_string(now.step);
     std::string const padding(all.size() - std::min(all.size(), done.size()), ' ');
     return "step " + padding + done + "/" + all + " | loss " + decimal(now.loss, 4) + " | " +
@@ -48,7 +47,7 @@ public:
 
     /// Takes note of a step; draws the line if the last one is old enough, or the step is the last. `now`: seconds on a
     /// clock that does not go back.
-    void show(progress_report const& report, double now = steady_seconds()) {
+    template <class = void> void show(progress_report const& report, double now = steady_seconds()) {
         average_ = shown_ ? 0.9 * average_ + 0.1 * report.step_seconds : report.step_seconds;
         std::uint64_t const remaining = report.steps - std::min(report.steps, report.step);
         line_ = progress_text(report, average_ * static_cast<double>(remaining));
@@ -58,7 +57,7 @@ public:
     }
 
     /// Prints a line above the progress line.
-    void print(std::string_view line) {
+    template <class = void> void print(std::string_view line) {
         if (terminal_ && drawn_) std::fputs(erase, out_);
         std::fwrite(line.data(), 1, line.size(), out_);
         std::fputc('\n', out_);

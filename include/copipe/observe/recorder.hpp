@@ -25,11 +25,12 @@ namespace copipe {
 class recorder {
 public:
     /// For ranks 0 to ranks-1 of the pipeline; those of other processes stay empty.
+    template <class = void>
     explicit recorder(int ranks, std::size_t spans_per_rank = 1024) : buffers_(static_cast<std::size_t>(ranks)) {
         for (buffer& each : buffers_) each.spans.reserve(spans_per_rank);
     }
 
-    void record(span const& measured) noexcept {
+    template <class = void> void record(span const& measured) noexcept {
         assert(measured.rank >= 0 && measured.rank < ranks());
         try {
             buffers_[static_cast<std::size_t>(measured.rank)].spans.push_back(measured);
@@ -44,7 +45,7 @@ public:
     [[nodiscard]] std::size_t lost() const noexcept { return lost_.load(std::memory_order_relaxed); }
 
     /// Copies what was recorded since the last `clear` to the end of a timeline, rank after rank.
-    void append_to(std::vector<span>& timeline) const {
+    template <class = void> void append_to(std::vector<span>& timeline) const {
         for (buffer const& each : buffers_) timeline.insert(timeline.end(), each.spans.begin(), each.spans.end());
     }
     void clear() noexcept {

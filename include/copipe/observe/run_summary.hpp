@@ -18,7 +18,7 @@ namespace copipe {
 /// Adds up the steps of a run, for the table at its end.
 class run_summary {
 public:
-    void add(step_summary const& step) {
+    template <class = void> void add(step_summary const& step) {
         ++steps_;
         total_.makespan += step.makespan;
         total_.ranks.resize(std::max(total_.ranks.size(), step.ranks.size()));
@@ -30,7 +30,7 @@ public:
 
     /// Per rank busy and bubble, the bubble's phases and reasons, all as percent of the makespan, and peak memory in
     /// bytes (index: rank; left out if empty). Reasons that no rank waited for are left out.
-    [[nodiscard]] std::string table(std::span<std::size_t const> peak_memory = {}) const {
+    template <class = void> [[nodiscard]] std::string table(std::span<std::size_t const> peak_memory = {}) const {
         std::vector<wait_reason> const reasons = reasons_met();
         std::vector<std::string> heading{"rank", "busy", "overlapped", "bubble", "warm-up", "steady", "cool-down"};
         for (wait_reason const why : reasons)
@@ -53,7 +53,7 @@ public:
 
 private:
     /// The reasons that some rank waited for; `none` is the last.
-    [[nodiscard]] std::vector<wait_reason> reasons_met() const {
+    template <class = void> [[nodiscard]] std::vector<wait_reason> reasons_met() const {
         std::vector<wait_reason> met;
         for (std::size_t i = 1; i <= wait_reasons; ++i) {
             auto const why = static_cast<wait_reason>(i % wait_reasons);

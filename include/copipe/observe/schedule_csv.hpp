@@ -8,7 +8,6 @@
 #include "copipe/schedule/policy.hpp"
 
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <cstddef>
 #include <cstdint>
@@ -49,7 +48,7 @@ struct schedule_file {
 };
 
 /// One line per rank, no empty cells, `\n` after each line.
-[[nodiscard]] inline std::string to_csv(std::span<program const> all) {
+template <class = void> [[nodiscard]] std::string to_csv(std::span<program const> all) {
     std::string lines;
     for (program const& own : all) {
         for (action const& each : own) {
@@ -63,7 +62,7 @@ struct schedule_file {
 
 /// Reads one file. Idle cells are skipped, `\r\n` ends a line as `\n` does; sends and receives are kept apart from the
 /// programs, and `UNSHARD`, `RESHARD` and `REDUCE_GRAD` are skipped.
-class schedule_reader {
+template <class = void> class schedule_reader {
 public:
     /// Throws `schedule_syntax_error`, which names the file `path`.
     static schedule_file read(std::string_view text, std::string path) {
@@ -200,8 +199,8 @@ private:
 };
 
 /// Reads a schedule file's text; throws `schedule_syntax_error`, which calls the file `path`.
-[[nodiscard]] inline schedule_file parse_schedule(std::string_view text, std::string path) {
-    return schedule_reader::read(text, std::move(path));
+template <class = void> [[nodiscard]] schedule_file parse_schedule(std::string_view text, std::string path) {
+    return schedule_reader<>::read(text, std::move(path));
 }
 
 } // namespace copipe

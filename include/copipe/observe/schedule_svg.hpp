@@ -19,7 +19,7 @@
 namespace copipe {
 
 /// Draws one step as a standalone SVG file.
-class schedule_picture {
+template <class = void> class schedule_picture {
 public:
     /// One list of spans per rank, in seconds or any unit; `title` stands above.
     schedule_picture(std::span<std::vector<span> const> ranks, placement const& where, std::string_view title)
@@ -222,7 +222,8 @@ private:
 };
 
 /// Draws one step as a standalone SVG file: see `schedule_picture`.
-[[nodiscard]] inline std::string to_svg(std::span<std::vector<span> const> ranks, placement const& where,
+template <class = void>
+[[nodiscard]] std::string to_svg(std::span<std::vector<span> const> ranks, placement const& where,
                                         std::string_view title) {
     return schedule_picture(ranks, where, title).svg();
 }

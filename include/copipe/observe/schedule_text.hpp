@@ -15,7 +15,8 @@ namespace copipe {
 /// One line per rank of at most `columns` characters, time to the right, and a legend: digits are forwards, letters are
 /// full backwards or input gradients, each by the last digit of its micro-batch; `w` weight gradients, `*` overlapped
 /// pairs, `.` idle.
-[[nodiscard]] inline std::string to_text(std::span<std::vector<span> const> ranks, std::size_t columns = 100) {
+template <class = void>
+[[nodiscard]] std::string to_text(std::span<std::vector<span> const> ranks, std::size_t columns = 100) {
     double end = 0, shortest = 0;
     for (auto const& spans : ranks)
         for (span const& each : spans) {

@@ -50,7 +50,7 @@ struct step_summary {
     double makespan = 0;
     std::vector<rank_summary> ranks;
 
-    [[nodiscard]] std::vector<double> bubble_ratios() const {
+    template <class = void> [[nodiscard]] std::vector<double> bubble_ratios() const {
         std::vector<double> ratios;
         for (rank_summary const& each : ranks) ratios.push_back(each.bubble_ratio());
         return ratios;
@@ -84,7 +84,7 @@ struct stretch {
 };
 
 /// One rank's spans of a step, in any order, within the step's stretch of chunks.
-class rank_sweep {
+template <class = void> class rank_sweep {
 public:
     rank_sweep(std::span<span const> spans, stretch const& step) {
         stretch forwards, others, all;
@@ -156,7 +156,7 @@ private:
 
 /// Summarizes the spans of one step, in any order: one list per rank, of a `recorder` or of a planned timeline. Ranks
 /// of other processes have none and count as idle.
-[[nodiscard]] inline step_summary summarize(std::span<std::span<span const> const> ranks) {
+template <class = void> [[nodiscard]] step_summary summarize(std::span<std::span<span const> const> ranks) {
     stretch step;
     for (auto const spans : ranks)
         for (span const& each : spans)

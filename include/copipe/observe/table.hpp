@@ -26,7 +26,7 @@ namespace copipe {
 [[nodiscard]] inline std::string percent(double ratio) { return decimal(100 * ratio, 1) + " %"; }
 
 /// `12,345` for 12345.4.
-[[nodiscard]] inline std::string grouped(double value) {
+template <class = void> [[nodiscard]] std::string grouped(double value) {
     std::string digits = decimal(value, 0);
     std::size_t const first = value < 0 ? 1 : 0;
     if (!std::isfinite(value)) return digits;
@@ -35,7 +35,7 @@ namespace copipe {
 }
 
 /// `640 B`, `1.5 KiB`, `3.2 GiB`.
-[[nodiscard]] inline std::string byte_count(std::size_t bytes) {
+template <class = void> [[nodiscard]] std::string byte_count(std::size_t bytes) {
     constexpr std::array units{" B", " KiB", " MiB", " GiB", " TiB", " PiB"};
     auto value = static_cast<double>(bytes);
     std::size_t unit = 0;
@@ -44,7 +44,7 @@ namespace copipe {
 }
 
 /// `0:07`, `12:34`, `3:25:45`.
-[[nodiscard]] inline std::string clock_time(double seconds) {
+template <class = void> [[nodiscard]] std::string clock_time(double seconds) {
     if (!(seconds < 1e9)) return "-";
     auto const total = static_cast<std::int64_t>(std::max(seconds, 0.0) + 0.5);
     auto const two = [](std::int64_t n) { return (n < 10 ? "0" : "") + std::to_string(n); };
@@ -56,9 +56,9 @@ namespace copipe {
 /// Rows of cells; the first row is the heading. The first column is aligned left, the others right.
 class text_table {
 public:
-    void row(std::vector<std::string> cells) { rows_.push_back(std::move(cells)); }
+    template <class = void> void row(std::vector<std::string> cells) { rows_.push_back(std::move(cells)); }
 
-    [[nodiscard]] std::string text() const {
+    template <class = void> [[nodiscard]] std::string text() const {
         std::vector<std::size_t> widths;
         for (auto const& cells : rows_) {
             widths.resize(std::max(widths.size(), cells.size()));

@@ -9,12 +9,10 @@
 #include "copipe/transport/exchange.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -33,7 +31,7 @@ namespace copipe {
 /// Finds when each message could move if every action took a fixed time: not before its sender has ended the chunk that
 /// makes it, nor before its receiver, or one behind it in its lane, is next to run what needs it. Whatever moves in the
 /// order of these moments cannot wait for itself: every chunk and message waits only for earlier ones.
-class exchange_planner {
+template <class = void> class exchange_planner {
 public:
     exchange_planner(std::vector<program> const& all, placement const& where, int micro_batches)
         : all_(&all), where_(where), ends_(all.size()) {
@@ -115,7 +113,7 @@ struct step_orders {
 };
 
 /// Of all ranks.
-[[nodiscard]] inline auto orders_of(step_plan const& plan) -> std::vector<step_orders> {
+template <class = void> [[nodiscard]] auto orders_of(step_plan const& plan) -> std::vector<step_orders> {
     std::vector<program> trained, evaluated;
     for (rank_program const& each : plan.training) trained.push_back(each.actions);
     for (rank_program const& each : plan.evaluation) evaluated.push_back(each.actions);
@@ -128,7 +126,8 @@ struct step_orders {
 }
 
 /// The pairs of ranks that exchange something in every training step: neighbours, and holders of one parameter.
-[[nodiscard]] inline auto talking_pairs(placement const& where, std::vector<parameter_group> const& groups)
+template <class = void>
+[[nodiscard]] auto talking_pairs(placement const& where, std::vector<parameter_group> const& groups)
     -> std::vector<std::pair<int, int>> {
     std::vector<std::pair<int, int>> all;
     for (int rank = 0; rank < where.ranks; ++rank)

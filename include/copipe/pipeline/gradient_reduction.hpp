@@ -19,9 +19,7 @@ namespace copipe {
 
 /// One copy of a parameter: parameter `index` of layer `layer` in schedule stage `stage` on `rank`.
 struct parameter_use {
-    int rank;
-    int stage;
-    int layer;
+    int rank, stage, layer;
     std::size_t index;
 };
 

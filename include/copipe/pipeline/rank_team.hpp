@@ -9,38 +9,35 @@
 
 #include <boost/asio/io_context.hpp>
 
-#include <atomic>
-#include <concepts>
 #include <coroutine>
 #include <cstddef>
 #include <deque>
 #include <exception>
 #include <latch>
-#include <memory>
-#include <optional>
 #include <stop_token>
 #include <thread>
 #include <utility>
-#include <vector>
 
 namespace copipe {
 
 enum class rank_threads : bool { one_each, calling_thread };
 
 /// Runs one coroutine per rank, beside each other, and waits for all.
-class rank_team {
+template <class = void> class basic_rank_team {
 public:
-    explicit rank_team(int ranks, rank_threads threads = rank_threads::one_each) : ranks_(ranks), threads_(threads) {
+    explicit basic_rank_team(int ranks, rank_threads threads = rank_threads::one_each)
+        : ranks_(ranks), threads_(threads) {
         for (int i = 0; i < (threads == rank_threads::one_each ? ranks : 1); ++i) members_.emplace_back();
         if (threads == rank_threads::calling_thread) return;
         for (member& each : members_)
             each.thread = std::thread([&each] { each.exec.run_until([&each] { return each.leaving; }); });
     }
     /// All ranks on the calling thread and on `shared`, which outlives the team.
-    rank_team(int ranks, executor& shared) : ranks_(ranks), threads_(rank_threads::calling_thread), shared_(&shared) {}
-    rank_team(rank_team const&) = delete;
-    auto operator=(rank_team const&) -> rank_team& = delete;
-    ~rank_team() {
+    basic_rank_team(int ranks, executor& shared)
+        : ranks_(ranks), threads_(rank_threads::calling_thread), shared_(&shared) {}
+    basic_rank_team(basic_rank_team const&) = delete;
+    auto operator=(basic_rank_team const&) -> basic_rank_team& = delete;
+    ~basic_rank_team() {
         for (member& each : members_) {
             if (!each.thread.joinable()) continue;
             run_on(each, leave(each));
@@ -131,5 +128,7 @@ private:
     std::stop_source stop_{};
     std::deque<member> members_{};
 };
+
+using rank_team = basic_rank_team<>;
 
 } // namespace copipe

@@ -39,7 +39,8 @@ struct rank_program {
 
 /// How many slots each stage of a rank needs so that its micro-batches can use them in turn, micro-batch m the slot m
 /// modulo that many, when an action starts at the latest as the one `ahead` actions before it has ended.
-[[nodiscard]] inline auto slots_needed(rank_program const& steps, placement const& where, int rank, int per_stage,
+template <class = void>
+[[nodiscard]] auto slots_needed(rank_program const& steps, placement const& where, int rank, int per_stage,
                                        std::size_t ahead) -> std::size_t {
     struct use {
         std::size_t first = static_cast<std::size_t>(-1); ///< action at which the micro-batch begins to be expected
@@ -90,7 +91,8 @@ struct step_plan {
 };
 
 /// Makes one rank's program ready from the programs of all.
-[[nodiscard]] inline auto rank_program_of(std::vector<program> const& all, placement const& where, int rank,
+template <class = void>
+[[nodiscard]] auto rank_program_of(std::vector<program> const& all, placement const& where, int rank,
                                           int per_stage) -> rank_program {
     rank_program own{
         .actions = all[static_cast<std::size_t>(rank)], .incoming = incoming(all, where, rank), .needs = {}};

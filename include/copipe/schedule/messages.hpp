@@ -19,8 +19,7 @@ enum class flow : std::uint8_t { forward, backward };
 
 /// What one stage hands to a neighbouring stage for one micro-batch. The value is the message's identity.
 struct message {
-    std::uint16_t from_stage;
-    std::uint16_t to_stage;
+    std::uint16_t from_stage, to_stage;
     std::int32_t micro_batch;
     flow direction;
 
@@ -62,6 +61,7 @@ struct lane {
 }
 
 /// All that `from` sends to `to` while it runs `sender`, in order; of an overlapped pair the forward's output is first.
+template <class = void>
 [[nodiscard]] constexpr std::vector<message> sent(std::span<action const> sender, placement const& where, int from,
                                                   int to) {
     std::vector<message> in_order;
@@ -74,7 +74,7 @@ struct lane {
 }
 
 /// The ranks that `rank` exchanges messages with, ascending: its neighbours in a line or a ring, at most two.
-[[nodiscard]] constexpr std::vector<int> peers(placement const& where, int rank) {
+template <class = void> [[nodiscard]] constexpr std::vector<int> peers(placement const& where, int rank) {
     std::vector<int> found;
     auto const add = [&](int other) {
         auto at = found.begin();
@@ -90,6 +90,7 @@ struct lane {
 }
 
 /// What `rank` receives, by peer, in each sender's order. `all` holds the programs of all ranks; only peers' are read.
+template <class = void>
 [[nodiscard]] constexpr std::vector<lane> incoming(std::span<std::vector<action> const> all, placement const& where,
                                                       int rank) {
     std::vector<lane> lanes;

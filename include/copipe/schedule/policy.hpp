@@ -29,7 +29,7 @@ using program = std::vector<action>;
 ///
 /// All are pure: the same arguments give the same answer, at compile time too. See `gpipe` for a conforming example.
 template <class Policy>
-concept schedule_policy = std::copyable<Policy> && requires(Policy const policy, shape size) {
+concept schedule_policy = std::is_copy_constructible_v<Policy> && requires(Policy const policy, shape size) {
     { Policy::name } -> std::convertible_to<std::string_view>;
     { policy.refusal(size) } -> std::same_as<std::string_view>;
     { policy.placed(size) } -> std::same_as<placement>;
@@ -108,7 +108,7 @@ template <schedule_policy Policy>
 }
 
 /// The same walk for evaluation: only forwards remain, an overlapped pair becomes its forward.
-[[nodiscard]] constexpr program forward_only(program const& trained) {
+template <class = void> [[nodiscard]] constexpr program forward_only(program const& trained) {
     program kept;
     for (action const& each : trained)
         if (each.front().what == op::forward) kept.push_back(each.front());

@@ -6,8 +6,7 @@ namespace copipe {
 
 /// `ranks` take part in a step of `micro_batches` (DualPipe: both directions together).
 struct shape {
-    int ranks;
-    int micro_batches;
+    int ranks, micro_batches;
 
     friend constexpr bool operator==(shape const&, shape const&) = default;
 };

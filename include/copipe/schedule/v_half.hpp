@@ -17,7 +17,7 @@ struct v_half {
     [[nodiscard]] constexpr placement placed(shape size) const { return placement::v(size.ranks); }
     /// Live chunks at most, each half of a 1F1B stage: P/2+1 of 1F1B's activations.
     [[nodiscard]] constexpr int memory(shape size) const { return (size.ranks + 2) / 2 * 2; }
-    [[nodiscard]] constexpr std::vector<program> programs(shape size) const {
+    template <class = void> [[nodiscard]] constexpr std::vector<program> programs(shape size) const {
         return plan_zero_bubble(placed(size), size.micro_batches, memory(size), costs, patterns);
     }
 };

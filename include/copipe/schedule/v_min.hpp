@@ -20,7 +20,7 @@ struct v_min {
     [[nodiscard]] constexpr placement placed(shape size) const { return placement::v(size.ranks); }
     /// Live chunks at most, each half of a 1F1B stage: (P+4)/3 of 1F1B's activations.
     [[nodiscard]] constexpr int memory(shape size) const { return (size.ranks + 4) / 3 * 2; }
-    [[nodiscard]] constexpr std::vector<program> programs(shape size) const {
+    template <class = void> [[nodiscard]] constexpr std::vector<program> programs(shape size) const {
         return plan_zero_bubble(placed(size), size.micro_batches, memory(size), costs, patterns);
     }
 };

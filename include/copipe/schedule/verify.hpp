@@ -15,8 +15,7 @@ namespace copipe {
 
 /// A rank that cannot go on: its program stands at `position`, for want of `needed`.
 struct blocked_rank {
-    int rank;
-    int position;
+    int rank, position;
     message needed;
 };
 
@@ -33,7 +32,7 @@ struct verdict {
     constexpr explicit operator bool() const { return rule.empty(); }
 
     /// All of it in one sentence; empty for sound programs.
-    [[nodiscard]] std::string why() const {
+    template <class = void> [[nodiscard]] std::string why() const {
         if (rule.empty()) return {};
         std::string sentence = rank < 0 ? "" : "Rank " + std::to_string(rank);
         if (rank >= 0)
@@ -71,12 +70,12 @@ struct chunk_memory {
 
 /// The most activations live at once on one rank, in chunks: from the start of a forward to the end of its (weight)
 /// backward.
-[[nodiscard]] constexpr int peak_activations(program const& own) {
+template <class = void> [[nodiscard]] constexpr int peak_activations(program const& own) {
     return static_cast<int>(peak_memory(own, [](int) { return chunk_memory{.until_input = 0, .until_weight = 1}; }));
 }
 
 /// One verification; `verify` below is the way in.
-class verification {
+template <class = void> class verification {
 public:
     constexpr verification(std::span<program const> all, placement const& where, int micro_batches)
         : all_(all), where_(where), micro_batches_(micro_batches),
@@ -201,8 +200,7 @@ private:
 
     std::span<program const> all_;
     placement where_;
-    int micro_batches_;
-    int per_stage_;
+    int micro_batches_, per_stage_;
     std::vector<int> home_; ///< stage -> rank
     std::vector<std::uint8_t> done_;
     std::vector<int> next_gradient_;
@@ -211,6 +209,7 @@ private:
 
 /// Verifies the programs of all ranks: every chunk exactly once and on its rank, every input produced before it is
 /// needed whatever the timing, weight gradients of a stage in the order of micro-batches. Linear time.
+template <class = void>
 [[nodiscard]] constexpr verdict verify(std::span<program const> all, placement const& where, int micro_batches) {
     return verification(all, where, micro_batches).run();
 }

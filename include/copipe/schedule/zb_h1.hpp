@@ -16,7 +16,7 @@ struct zb_h1 {
     [[nodiscard]] constexpr placement placed(shape size) const { return placement::single(size.ranks); }
     /// Live activations at most: as many as 1F1B's first rank holds.
     [[nodiscard]] constexpr int memory(shape size) const { return size.ranks; }
-    [[nodiscard]] constexpr std::vector<program> programs(shape size) const {
+    template <class = void> [[nodiscard]] constexpr std::vector<program> programs(shape size) const {
         return plan_zero_bubble(placed(size), size.micro_batches, memory(size), costs, patterns);
     }
 };

@@ -16,7 +16,7 @@ struct zb_h2 {
     [[nodiscard]] constexpr placement placed(shape size) const { return placement::single(size.ranks); }
     /// Live activations at most.
     [[nodiscard]] constexpr int memory(shape size) const { return 2 * size.ranks - 1; }
-    [[nodiscard]] constexpr std::vector<program> programs(shape size) const {
+    template <class = void> [[nodiscard]] constexpr std::vector<program> programs(shape size) const {
         return plan_zero_bubble(placed(size), size.micro_batches, memory(size), costs, patterns);
     }
 };

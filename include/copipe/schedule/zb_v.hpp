@@ -18,7 +18,7 @@ struct zb_v {
     [[nodiscard]] constexpr placement placed(shape size) const { return placement::v(size.ranks); }
     /// Live chunks at most, each half of a 1F1B stage.
     [[nodiscard]] constexpr int memory(shape size) const { return 2 * size.ranks; }
-    [[nodiscard]] constexpr std::vector<program> programs(shape size) const {
+    template <class = void> [[nodiscard]] constexpr std::vector<program> programs(shape size) const {
         return plan_zero_bubble(placed(size), size.micro_batches, memory(size), costs, patterns);
     }
 };

@@ -20,7 +20,7 @@ struct stable_pattern {
 
 /// Plans one step. Every rank follows the pattern's order; while the next chunk's input is under way it runs a later
 /// one that is ready and that memory allows, or a weight gradient.
-class stable_pattern_planner {
+template <class = void> class stable_pattern_planner {
 public:
     struct habits {
         bool strict;  ///< never run a later chunk first
@@ -31,8 +31,8 @@ public:
     /// `memory` bounds the live activations of a rank, in chunks.
     constexpr stable_pattern_planner(placement const& where, int micro_batches, int memory, uniform_costs const& costs,
                                      stable_pattern const& pattern, habits how)
-        : where_(where), micro_batches_(micro_batches), memory_(memory), costs_(costs), pattern_(pattern), how_(how),
-          legs_(2 * where.per_rank), at_(index(where.ranks)),
+        : where_(where), micro_batches_(micro_batches), memory_(memory), legs_(2 * where.per_rank), costs_(costs),
+          pattern_(pattern), how_(how), at_(index(where.ranks)),
           arrivals_(index(legs_) * index(where.ranks) * index(micro_batches), never) {
         for (int leg = 1; leg < legs_; ++leg)
             start_[index(leg)] = start_[index(leg - 1)] + where.ranks * pattern.hop[index(leg - 1)] +
@@ -150,12 +150,10 @@ private:
     }
 
     placement where_;
-    int micro_batches_;
-    int memory_;
+    int micro_batches_, memory_, legs_;
     uniform_costs costs_;
     stable_pattern pattern_;
     habits how_;
-    int legs_;
     std::array<double, 4> start_{};
     std::vector<state> at_;
     std::vector<double> arrivals_; ///< of each chunk's input, by leg, place on the leg and micro-batch
@@ -164,6 +162,7 @@ private:
 /// The best plan for the costs: the shortest makespan, then the shortest span of the longest rank, over patterns and
 /// habits, planned with the costs or with F = I = W. A long step is judged by its first 3P micro-batches, for what
 /// follows repeats them. `memory` bounds the live chunks of a rank.
+template <class = void>
 constexpr std::vector<program> plan_zero_bubble(placement const& where, int micro_batches, int memory,
                                                 uniform_costs const& costs, std::span<stable_pattern const> patterns) {
     int const trial = micro_batches < 3 * where.ranks ? micro_batches : 3 * where.ranks;
@@ -171,7 +170,7 @@ constexpr std::vector<program> plan_zero_bubble(placement const& where, int micr
     std::vector<program> chosen;
     for (stable_pattern const& pattern : patterns)
         for (int run = costs == uniform_costs{} ? 8 : 0; run < 12; ++run) {
-            stable_pattern_planner::habits const how{(run & 1) != 0, (run & 2) != 0, (run & 4) == 0};
+            stable_pattern_planner<>::habits const how{(run & 1) != 0, (run & 2) != 0, (run & 4) == 0};
             auto const plan = [&](int length) {
                 auto const believed = run < 8 ? costs : uniform_costs{};
                 return stable_pattern_planner(where, length, memory, believed, pattern, how).run();

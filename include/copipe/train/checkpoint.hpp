@@ -11,7 +11,6 @@
 #include <cstdint>
 #include <map>
 #include <string>
-#include <string_view>
 #include <system_error>
 
 namespace copipe {
@@ -29,14 +28,14 @@ struct training_position {
     std::uint64_t step = 0;
     std::uint64_t position = 0;
 
-    [[nodiscard]] auto metadata() const -> std::map<std::string, std::string> {
+    template <class = void> [[nodiscard]] auto metadata() const -> std::map<std::string, std::string> {
         return {{"copipe.format", "1"},
                 {"copipe.step", std::to_string(step)},
                 {"copipe.position", std::to_string(position)}};
     }
 
     /// Throws checkpoint_error if copipe did not write the file.
-    [[nodiscard]] static auto in(safetensors_reader const& file) -> training_position {
+    template <class = void> [[nodiscard]] static auto in(safetensors_reader const& file) -> training_position {
         auto const number = [&](char const* key) {
             auto const found = file.metadata().find(key);
             std::string const text = found == file.metadata().end() ? "" : found->second;
@@ -58,7 +57,8 @@ struct training_position {
 };
 
 /// The tensor's entry; throws checkpoint_error unless it is there as 32-bit floats of these sizes.
-[[nodiscard]] inline auto require_tensor(safetensors_reader const& file, std::string const& name, extents const& sizes)
+template <class = void>
+[[nodiscard]] auto require_tensor(safetensors_reader const& file, std::string const& name, extents const& sizes)
     -> tensor_entry const& {
     tensor_entry const* const found = file.find(name);
     if (!found) throw checkpoint_error(file.path(), "has no tensor " + name + ": it belongs to another model");

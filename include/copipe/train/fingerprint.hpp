@@ -7,17 +7,19 @@
 #include "copipe/device/simulated.hpp"
 #include "copipe/error.hpp"
 #include "copipe/model/tensor.hpp"
+#include "copipe/observe/json_text.hpp"
 
 #include <algorithm>
+#include <charconv>
 #include <concepts>
 #include <cstddef>
+#include <cstdio>
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <limits>
 #include <optional>
-#include <sstream>
 #include <string>
+#include <string_view>
+#include <sys/stat.h>
 #include <system_error>
 #include <unistd.h>
 #include <utility>
@@ -149,33 +151,59 @@ template <device Device>
     return found;
 }
 
+/// Calls `take(line)` for each line of a text file that has an end, if there is such a file.
+template <class Take>
+void each_line(char const* path, Take take) {
+    std::FILE* const file = std::fopen(path, "r");
+    std::string line;
+    for (int c = 0; file && (c = std::fgetc(file)) != EOF;) {
+        if (c != '\n') {
+            line += static_cast<char>(c);
+            continue;
+        }
+        take(std::string_view(line));
+        line.clear();
+    }
+    if (file) std::fclose(file);
+}
+
 /// Fingerprints by the names of devices, kept in a text file from run to run: one line each.
 class fingerprint_file {
 public:
     explicit fingerprint_file(std::string path) : path_(std::move(path)) {}
 
     /// The fingerprint of a device of that name; nothing if none was kept.
-    [[nodiscard]] auto find(std::string const& name) const -> std::optional<fingerprint> {
-        std::ifstream file{path_};
-        for (std::string line; std::getline(file, line);) {
-            auto const tab = line.find('\t');
-            if (tab == std::string::npos || line.substr(0, tab) != name) continue;
-            std::istringstream numbers{line.substr(tab)};
+    template <class = void> [[nodiscard]] auto find(std::string const& name) const -> std::optional<fingerprint> {
+        std::optional<fingerprint> kept;
+        each_line(path_.c_str(), [&](std::string_view line) {
+            if (kept || !line.starts_with(name + '\t')) return;
             fingerprint found;
-            numbers >> found.small_product >> found.large_product >> found.memory >> found.copy >> found.link >>
-                found.free_bytes;
-            if (numbers) return found;
-        }
-        return {};
+            line.remove_prefix(name.size());
+            for (double* const into : {&found.small_product, &found.large_product, &found.memory, &found.copy,
+                                       &found.link, &found.free_bytes}) {
+                if (line.empty()) return;
+                auto const [end, wrong] = std::from_chars(line.data() + 1, line.data() + line.size(), *into);
+                if (wrong != std::errc{}) return;
+                line.remove_prefix(static_cast<std::size_t>(end - line.data()));
+            }
+            kept = found;
+        });
+        return kept;
     }
 
     /// Adds one. Throws `error` if the file cannot be written.
-    void keep(std::string const& name, fingerprint const& found) const {
-        std::ofstream file{path_, std::ios::app};
-        file.precision(17);
-        file << name << '\t' << found.small_product << ' ' << found.large_product << ' ' << found.memory << ' '
-             << found.copy << ' ' << found.link << ' ' << found.free_bytes << '\n';
-        if (!file.flush()) throw error("cannot write fingerprints of devices to " + path_ + ": choose another file");
+    template <class = void> void keep(std::string const& name, fingerprint const& found) const {
+        std::string line = name + '\t';
+        for (double const each : {found.small_product, found.large_product, found.memory, found.copy, found.link,
+                                  found.free_bytes}) {
+            append_json(line, each);
+            line += ' ';
+        }
+        line.back() = '\n';
+        std::FILE* const file = std::fopen(path_.c_str(), "a");
+        bool const written = file && std::fputs(line.c_str(), file) >= 0;
+        if (!file || std::fclose(file) != 0 || !written)
+            throw error("cannot write fingerprints of devices to " + path_ + ": choose another file");
     }
 
 private:
@@ -187,11 +215,12 @@ template <device Device>
 [[nodiscard]] auto device_name([[maybe_unused]] Device& dev) -> std::string {
     if constexpr (requires { std::string(dev.name()); }) return std::string(dev.name());
     if constexpr (!std::same_as<typename Device::stream, host_stream>) return {};
-    std::ifstream file{"/proc/cpuinfo"};
-    for (std::string line; std::getline(file, line);)
-        if (auto const colon = line.find(": "); line.starts_with("model name") && colon != std::string::npos)
-            return line.substr(colon + 2) + ", " + std::to_string(::sysconf(_SC_NPROCESSORS_ONLN)) + " threads";
-    return {};
+    std::string found;
+    each_line("/proc/cpuinfo", [&](std::string_view line) {
+        auto const colon = line.find(": ");
+        if (found.empty() && line.starts_with("model name") && colon != line.npos) found = line.substr(colon + 2);
+    });
+    return found.empty() ? found : found + ", " + std::to_string(::sysconf(_SC_NPROCESSORS_ONLN)) + " threads";
 }
 
 /// A device's fingerprint from the file of that path, or else measured, and kept there. Always measured if the path is
@@ -214,16 +243,17 @@ template <device Device>
 
 /// Where a user's fingerprints are kept, by the XDG Base Directory Specification: `copipe/fingerprints` in
 /// $XDG_CACHE_HOME or ~/.cache, made if it is missing. Empty if that cannot be written.
-[[nodiscard]] inline auto fingerprint_cache() -> std::string {
+template <class = void> [[nodiscard]] auto fingerprint_cache() -> std::string {
     char const* const cache = std::getenv("XDG_CACHE_HOME");
     char const* const home = std::getenv("HOME");
     bool const named = cache && *cache == '/';
     if (!named && !(home && *home == '/')) return {};
-    auto const folder = (named ? std::filesystem::path{cache} : std::filesystem::path{home} / ".cache") / "copipe";
-    std::error_code failed;
-    std::filesystem::create_directories(folder, failed);
-    bool const writable = ::access(folder.c_str(), W_OK | X_OK) == 0;
-    return writable ? (folder / "fingerprints").string() : std::string{};
+    std::string const folder = (named ? std::string(cache) : std::string(home) + "/.cache") + "/copipe";
+    for (std::size_t end = 0; end != folder.npos;) {
+        end = folder.find('/', end + 1);
+        ::mkdir(folder.substr(0, end).c_str(), 0777);
+    }
+    return ::access(folder.c_str(), W_OK | X_OK) == 0 ? folder + "/fingerprints" : std::string{};
 }
 
 } // namespace copipe

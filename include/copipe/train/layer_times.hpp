@@ -14,7 +14,7 @@
 namespace copipe {
 
 /// A schedule's placement in the balancer's words.
-[[nodiscard]] inline auto stages_on_ranks(placement const& where) -> stage_map {
+template <class = void> [[nodiscard]] auto stages_on_ranks(placement const& where) -> stage_map {
     if (where.replicas > 1)
         throw error("a balancer moves layers within one replica only: take static_partition for several replicas");
     using enum stage_order;
@@ -31,20 +31,21 @@ class layer_times {
 public:
     explicit layer_times(std::size_t layers) : sums_(3 * layers) {}
 
-    void record(layer_span const& one) noexcept {
+    template <class = void> void record(layer_span const& one) noexcept {
         sum& into = sums_[3 * static_cast<std::size_t>(one.layer) + static_cast<std::size_t>(pass_of(one.what.what))];
         into.seconds += one.seconds();
         ++into.count;
     }
-    void clear() noexcept { std::fill(sums_.begin(), sums_.end(), sum{}); }
+    template <class = void> void clear() noexcept { std::fill(sums_.begin(), sums_.end(), sum{}); }
 
     /// Tells what was recorded since `clear`; of layers that are `recomputed`, without the second forward.
-    void tell(measurement_window& to, int rank, row<int> const& recomputed) const {
+    template <class = void> void tell(measurement_window& to, int rank, row<int> const& recomputed) const {
         for (std::size_t i = 0; i < sums_.size(); ++i) {
             if (sums_[i].count == 0) continue;
             auto const layer = static_cast<int>(i / 3);
             auto const what = static_cast<pass>(i % 3);
-            bool const again = what == pass::backward_input && std::ranges::binary_search(recomputed, layer);
+            bool const again = what == pass::backward_input &&
+                               std::binary_search(recomputed.begin(), recomputed.end(), layer);
             to.record(rank, layer, what, std::max(0.0, mean(i) - (again ? mean(i - 1) : 0)));
         }
     }

@@ -15,7 +15,6 @@
 #include <cmath>
 #include <cstddef>
 #include <numeric>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -46,7 +45,7 @@ public:
 struct in_flight {
     int micro_batches = 0, restored = 0;
 };
-[[nodiscard]] inline auto most_in_flight(program const& own, int stage) -> in_flight {
+template <class = void> [[nodiscard]] auto most_in_flight(program const& own, int stage) -> in_flight {
     in_flight now, most;
     for (action const& each : own) {
         for (chunk const& c : each.chunks()) {
@@ -66,7 +65,8 @@ struct in_flight {
 /// The model and its schedule as a problem for solve_partition: times from the profile, in nanoseconds, and memory as
 /// the engine will use it, with `states` optimizer tensors per parameter and hosts `lookahead` actions ahead. Throws
 /// partition_error for interleaved placements and for replicas, which the solver has no memory limits for.
-[[nodiscard]] inline auto memory_problem(memory_limit const& limit, std::vector<program> const& programs,
+template <class = void>
+[[nodiscard]] auto memory_problem(memory_limit const& limit, std::vector<program> const& programs,
                                          placement const& where, std::size_t states, std::size_t lookahead)
     -> partition_problem {
     if (where.replicas > 1) throw partition_error("memory limits do not go with several replicas yet");
@@ -118,7 +118,8 @@ struct in_flight {
 
 /// The layers to recompute under a partition. Throws memory_error naming the first rank for which even all would not
 /// do.
-[[nodiscard]] inline auto require_recompute(partition_problem const& of, partition const& cut) -> row<int> {
+template <class = void>
+[[nodiscard]] auto require_recompute(partition_problem const& of, partition const& cut) -> row<int> {
     row<int> const bounds(cut.bounds());
     if (auto found = recompute_for(of, bounds)) return *std::move(found);
     row<int> all(of.layers());

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
+#include <type_traits>
 
 namespace copipe {
 
@@ -24,7 +25,8 @@ namespace copipe {
 ///
 /// See `adamw` for a conforming example.
 template <class O, class Stream>
-concept optimizer = std::copyable<O> && requires(O const& update, Stream& stream, parameter& p, std::uint64_t step) {
+concept optimizer = std::is_copy_constructible_v<O> &&
+                    requires(O const& update, Stream& stream, parameter& p, std::uint64_t step) {
     { O::state_names.size() } -> std::convertible_to<std::size_t>;
     { *O::state_names.begin() } -> std::convertible_to<std::string_view>;
     update.update(stream, p, step, 1e-3, 1.0);

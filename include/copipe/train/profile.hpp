@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
-#include <cstdint>
 #include <limits>
 #include <vector>
 
@@ -84,6 +83,7 @@ template <device Device, dataset Data>
 /// its halves: true of ranks on CPU threads.
 class stage_costs {
 public:
+    template <class = void>
     stage_costs(std::vector<layer_profile> const& layers, partition const& cut, placement const& where)
         : parts_(where.model_stages()) {
         for (int stage = 0; stage < cut.stages(); ++stage) {
@@ -96,7 +96,7 @@ public:
             }
         }
     }
-    [[nodiscard]] auto seconds(action const& work) const -> double {
+    template <class = void> [[nodiscard]] auto seconds(action const& work) const -> double {
         double sum = 0;
         for (chunk const& each : work.chunks()) {
             auto const& [f, i, w] = seconds_[static_cast<std::size_t>(each.stage % parts_)];
@@ -118,7 +118,8 @@ static_assert(cost_model<stage_costs>);
 
 /// What a rank's device will hold at most, in bytes: parameters with gradient and `states` optimizer tensors each, and
 /// the activations of its chunks in flight, as the schedule has them.
-[[nodiscard]] inline auto predicted_memory(std::vector<layer_profile> const& layers, partition const& cut,
+template <class = void>
+[[nodiscard]] auto predicted_memory(std::vector<layer_profile> const& layers, partition const& cut,
                                            placement const& where, program const& own, int rank, std::size_t states)
     -> std::size_t {
     std::size_t parameters = 0;

@@ -18,12 +18,12 @@
 namespace copipe {
 
 /// For one thread at a time. A step is measured if `is_due` said so before it.
-class run_measurements {
+template <class = void> class basic_run_measurements {
 public:
     /// Of so many layers; `bytes` of each, its optimizer state included. The balancer is asked every `checks` steps,
     /// and each `every`-th is measured; 0: ten between two questions.
-    run_measurements(std::vector<std::size_t> bytes, placement const& where, int micro_batches, std::uint64_t checks,
-                     std::uint64_t every)
+    basic_run_measurements(std::vector<std::size_t> bytes, placement const& where, int micro_batches,
+                           std::uint64_t checks, std::uint64_t every)
         : where_(where),
           checks_(std::max<std::uint64_t>(1, checks)),
           every_(every != 0 ? every : std::max<std::uint64_t>(1, checks / 10)),
@@ -91,5 +91,7 @@ private:
     std::uint64_t asked_at_ = 0;  ///< step
     bool hurried_ = false;
 };
+
+using run_measurements = basic_run_measurements<>;
 
 } // namespace copipe

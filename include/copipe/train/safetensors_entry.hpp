@@ -76,7 +76,7 @@ struct tensor_entry {
 }
 
 /// The entries in the order of their names.
-[[nodiscard]] inline std::map<std::string_view, std::size_t> index_by_name(std::string const& file,
+template <class = void> [[nodiscard]] std::map<std::string_view, std::size_t> index_by_name(std::string const& file,
                                                                            std::vector<tensor_entry> const& entries) {
     std::map<std::string_view, std::size_t> found;
     for (std::size_t i = 0; i < entries.size(); ++i)

@@ -26,7 +26,7 @@ struct safetensors_header {
 
 /// Reads a header. A hand-written reader sees what general ones let pass: names that occur twice, fields that are
 /// missing or too many, numbers that are not plain counts.
-class safetensors_header_reader {
+template <class = void> class safetensors_header_reader {
 public:
     safetensors_header_reader(std::string const& file, std::string_view text) : file_(file), text_(text) {}
 

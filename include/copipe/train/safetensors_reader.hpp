@@ -25,10 +25,10 @@ namespace copipe {
 
 /// An open file: its header is read and checked against the file's size, its tensors are read when asked for.
 /// Several threads may read at once.
-class safetensors_reader {
+template <class = void> class basic_safetensors_reader {
 public:
     /// Throws `file_error` if the file cannot be read, `safetensors_error` if it is damaged or of another format.
-    explicit safetensors_reader(std::string path) : path_(std::move(path)), descriptor_(path_) {
+    explicit basic_safetensors_reader(std::string path) : path_(std::move(path)), descriptor_(path_) {
         std::uint64_t const size = file_size();
         std::uint64_t length = 0;
         if (size < sizeof length) fail("", "is not a safetensors file: it is shorter than 8 bytes");
@@ -134,5 +134,7 @@ private:
     std::map<std::string_view, std::size_t> index_{};
     std::uint64_t data_ = 0; // where the header ends
 };
+
+using safetensors_reader = basic_safetensors_reader<>;
 
 } // namespace copipe

@@ -21,12 +21,12 @@ namespace copipe {
 
 /// A file of known tensors, whose bytes come in any order and from any thread. It appears under its name, whole, when
 /// it is committed; destroyed before that, it leaves no trace.
-class safetensors_writer {
+template <class = void> class basic_safetensors_writer {
 public:
     /// Takes name, type and shape of each tensor and lays them out: larger types first, so that each is aligned, then
     /// by name. Throws `file_error` if the path cannot be written, `safetensors_error` if the format cannot express the
     /// entries.
-    safetensors_writer(std::string const& path, std::vector<tensor_entry> entries,
+    basic_safetensors_writer(std::string const& path, std::vector<tensor_entry> entries,
                        std::map<std::string, std::string> const& metadata = {})
         : entries_(laid_out(path, std::move(entries))), index_(index_by_name(path, entries_)),
           written_(entries_.size(), 0), file_(path) {
@@ -108,5 +108,7 @@ private:
     atomic_file file_;
     std::uint64_t data_ = 0; // where the header ends
 };
+
+using safetensors_writer = basic_safetensors_writer<>;
 
 } // namespace copipe

@@ -10,7 +10,7 @@
 namespace copipe {
 
 /// Appends a code point below 0x110000.
-inline void append_utf8(std::string& to, std::uint32_t code) {
+template <class = void> void append_utf8(std::string& to, std::uint32_t code) {
     if (code < 0x80) {
         to += static_cast<char>(code);
         return;
@@ -21,7 +21,7 @@ inline void append_utf8(std::string& to, std::uint32_t code) {
 }
 
 /// Every code point in its shortest form, none of them half of a surrogate pair or beyond Unicode.
-[[nodiscard]] inline bool is_utf8(std::string_view text) noexcept {
+template <class = void> [[nodiscard]] bool is_utf8(std::string_view text) noexcept {
     constexpr std::uint32_t least[] = {0, 0x80, 0x800, 0x10000};
     for (std::size_t at = 0; at < text.size();) {
         auto const first = static_cast<unsigned char>(text[at++]);

@@ -39,9 +39,7 @@ public:
 
         parcel() = default;
         parcel(parcel&& other) noexcept
-            : what(other.what),
-              data_(other.data_),
-              ready_(other.ready_),
+            : what(other.what), data_(other.data_), ready_(other.ready_),
               sender_(std::exchange(other.sender_, nullptr)) {}
         auto operator=(parcel&& other) noexcept -> parcel& {
             std::swap(what, other.what);
@@ -94,8 +92,7 @@ public:
         }
 
         in_process* hub_;
-        int from_;
-        int to_;
+        int from_, to_;
         envelope what_;
         void const* data_;
         typename Device::event const* ready_;
@@ -117,8 +114,7 @@ public:
         }
 
     private:
-        int from_;
-        int to_;
+        int from_, to_;
         std::uint64_t identity_;
     };
 

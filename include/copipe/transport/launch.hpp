@@ -37,7 +37,7 @@ struct launch {
     std::string source = "one process"; ///< who said so
 
     /// `rank 3 of 4 (on this machine 1 of 2), told by torchrun; rank 0 is at node7:29500`, for the program to print.
-    [[nodiscard]] auto description() const -> std::string {
+    template <class = void> [[nodiscard]] auto description() const -> std::string {
         if (size == 1) return "one process (" + source + ")";
         return "rank " + std::to_string(rank) + " of " + std::to_string(size) + " (on this machine " +
                std::to_string(local_rank) + (local_size > 0 ? " of " + std::to_string(local_size) : "") +
@@ -54,7 +54,7 @@ struct launch_options {
 /// Looks a variable up; nothing if it is not set.
 using variables = std::function<std::optional<std::string>(std::string const& name)>;
 
-[[nodiscard]] inline auto process_variables() -> variables {
+template <class = void> [[nodiscard]] auto process_variables() -> variables {
     return [](std::string const& name) -> std::optional<std::string> {
         char const* const value = std::getenv(name.c_str());
         return value && *value ? std::optional<std::string>{value} : std::nullopt;
@@ -63,7 +63,8 @@ using variables = std::function<std::optional<std::string>(std::string const& na
 
 /// The first host of a list in Slurm's notation: `rack[3-5,9]-gpu[01-16],login` begins with `rack3-gpu01`. Throws
 /// launch_error.
-[[nodiscard]] inline auto first_host(std::string_view list, std::string_view variable = "SLURM_JOB_NODELIST")
+template <class = void>
+[[nodiscard]] auto first_host(std::string_view list, std::string_view variable = "SLURM_JOB_NODELIST")
     -> std::string {
     std::string host;
     for (std::size_t i = 0; i < list.size() && list[i] != ','; ++i) {
@@ -88,7 +89,7 @@ using variables = std::function<std::optional<std::string>(std::string const& na
 }
 
 /// Reads the place of this process from options, else from the variables of the innermost launcher, else: one process.
-class launch_resolver {
+template <class = void> class launch_resolver {
 public:
     launch_resolver(launch_options given, variables look_up) : given_(std::move(given)), look_up_(std::move(look_up)) {}
 
@@ -214,7 +215,8 @@ private:
 };
 
 /// The place of this process in its job. Throws launch_error.
-[[nodiscard]] inline auto resolve_launch(launch_options given = {}, variables look_up = process_variables()) -> launch {
+template <class = void>
+[[nodiscard]] auto resolve_launch(launch_options given = {}, variables look_up = process_variables()) -> launch {
     return launch_resolver{std::move(given), std::move(look_up)}.resolve();
 }
 

@@ -11,7 +11,6 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 #include <span>
 #include <string>
 
@@ -32,10 +31,8 @@ public:
         : error("rank " + std::to_string(to) + " expected message " + std::to_string(expected) + " from rank " +
                 std::to_string(from) + " but got " + std::to_string(got) +
                 ": both ranks must run programs of one schedule; verify the schedule"),
-          from_rank(from),
-          to_rank(to) {}
-    int from_rank;
-    int to_rank;
+          from_rank(from), to_rank(to) {}
+    int from_rank, to_rank;
 };
 
 /// Another rank failed, and with it everything that was to be exchanged in this step.
