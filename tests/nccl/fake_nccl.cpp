@@ -26,6 +26,15 @@ struct transfer {
     bool done = false;
 };
 
+/// One all-reduce, and its place among those of its communicator.
+struct reduction {
+    float const* from;
+    float* to;
+    std::size_t count;
+    std::uint64_t number;
+    bool done = false;
+};
+
 /// What all ranks of a communicator share.
 struct clique {
     int joined = 0;
@@ -41,6 +50,7 @@ struct end {
     bool aborted = false;
     std::deque<std::shared_ptr<launch>> order{}; ///< issued and not done
     std::map<std::pair<int, bool>, std::uint64_t> counts{};
+    std::uint64_t reductions = 0;
 };
 
 /// The operations of one group on one communicator: one kernel.
@@ -48,6 +58,7 @@ struct launch {
     std::shared_ptr<end> on;
     cudaStream_t stream = nullptr;
     std::vector<transfer> parts{};
+    std::vector<reduction> sums{};
     bool running = false; ///< the oldest of its stream and of its communicator: it makes progress
 };
 
@@ -65,7 +76,7 @@ struct library {
     std::map<std::string, std::shared_ptr<clique>> cliques{};
     std::set<ncclComm_t> open{};
     std::map<int, ncclResult_t> async{};
-    std::uint64_t ids = 0, calls = 0, failing = 0, fused = 0, aborted = 0;
+    std::uint64_t ids = 0, calls = 0, failing = 0, fused = 0, reduced = 0, aborted = 0;
     ncclResult_t failure = ncclSuccess;
     std::string failed{};
 
@@ -103,6 +114,31 @@ auto counterpart(launch const& own, transfer const& part) -> std::pair<launch*, 
     return {};
 }
 
+/// The same all-reduce at another rank of the communicator, if it has been enqueued.
+auto counterpart(end const& at, reduction const& part) -> std::pair<launch*, reduction*> {
+    for (auto const& each : at.order)
+        for (reduction& theirs : each->sums)
+            if (theirs.number == part.number) return {each.get(), &theirs};
+    return {};
+}
+/// Adds up in the order of ranks when all make progress.
+void try_sum(launch& own, reduction const& part) {
+    std::vector<reduction*> all;
+    for (auto const& [rank, at] : own.on->all->ends) {
+        auto const [theirs, same] = counterpart(*at, part);
+        if (!theirs || !theirs->running || at->aborted) return;
+        all.push_back(same);
+    }
+    if (static_cast<int>(all.size()) < own.on->all->wanted) return;
+    for (std::size_t i = 0; i < part.count; ++i) {
+        float sum = 0;
+        for (reduction const* each : all) sum += each->from[i];
+        for (reduction const* each : all) each->to[i] = sum;
+    }
+    for (reduction* each : all) each->done = true;
+    ++here->reduced;
+}
+
 /// Moves what can be moved. True when nothing is left to do. Called by the machine when the launch is the oldest of its
 /// stream.
 auto progress(launch& own) -> bool {
@@ -124,6 +160,10 @@ auto progress(launch& own) -> bool {
         }
         all = all && part.done;
     }
+    for (reduction& part : own.sums) {
+        if (!part.done) try_sum(own, part);
+        all = all && part.done;
+    }
     return all;
 }
 /// Whose work must come first while a launch cannot end.
@@ -137,6 +177,13 @@ auto blocker(launch const& own) -> cudaStream_t {
         launch const& first = *theirs->on->order.front();
         return first.stream == own.stream ? theirs->stream : first.stream;
     }
+    for (reduction const& part : own.sums) {
+        if (part.done) continue;
+        for (auto const& [rank, at] : own.on->all->ends) {
+            launch const* const theirs = counterpart(*at, part).first;
+            if (theirs && !theirs->running) return theirs->on->order.front()->stream;
+        }
+    }
     return nullptr;
 }
 
@@ -144,6 +191,7 @@ auto describe(launch const& of) -> std::string {
     std::string text = "NCCL:";
     for (transfer const& part : of.parts)
         text += std::string(part.sends ? " send to " : " receive from ") + std::to_string(part.peer);
+    for (std::size_t i = 0; i < of.sums.size(); ++i) text += " all-reduce";
     return text;
 }
 
@@ -155,6 +203,7 @@ void enqueue(std::shared_ptr<launch> const& next) {
             part.number = next->on->counts[{part.peer, part.sends}]++;
             (part.sends ? sends : receives) = true;
         }
+        for (reduction& part : next->sums) part.number = next->on->reductions++;
         here->fused += sends && receives;
         next->on->order.push_back(next);
     }
@@ -203,19 +252,23 @@ auto end_group() -> ncclResult_t {
     return ncclSuccess;
 }
 
+/// The group's launch on a communicator.
+auto launch_on(ncclComm_t comm, cudaStream_t stream) -> launch& {
+    auto const same = [&](auto const& each) { return each->on == comm->self; };
+    auto const found = std::find_if(group.launches.begin(), group.launches.end(), same);
+    if (found != group.launches.end()) return **found;
+    auto const made = std::make_shared<launch>();
+    made->on = comm->self;
+    made->stream = stream;
+    group.launches.push_back(made);
+    return *made;
+}
+
 auto transfer_call(char const* name, bool sends, void* data, std::size_t bytes, int peer, ncclComm_t comm,
                    cudaStream_t stream) -> ncclResult_t {
     if (ncclResult_t const failed = enter(name); failed != ncclSuccess) return group.result = failed;
     ++group.depth;
-    auto const same = [&](auto const& each) { return each->on == comm->self; };
-    auto found = std::find_if(group.launches.begin(), group.launches.end(), same);
-    if (found == group.launches.end()) {
-        auto const made = std::make_shared<launch>();
-        made->on = comm->self;
-        made->stream = stream;
-        found = group.launches.insert(group.launches.end(), made);
-    }
-    (*found)->parts.push_back({sends, peer, static_cast<std::byte*>(data), bytes, 0});
+    launch_on(comm, stream).parts.push_back({sends, peer, static_cast<std::byte*>(data), bytes, 0});
     return --group.depth == 0 ? end_group() : ncclSuccess;
 }
 
@@ -251,6 +304,10 @@ auto nccl_library::fused() const -> std::uint64_t {
 auto nccl_library::aborted() const -> std::uint64_t {
     std::scoped_lock const lock{here->mutex};
     return here->aborted;
+}
+auto nccl_library::reduced() const -> std::uint64_t {
+    std::scoped_lock const lock{here->mutex};
+    return here->reduced;
 }
 auto nccl_library::leaks() const -> std::string {
     std::scoped_lock const lock{here->mutex};
@@ -339,6 +396,14 @@ auto ncclSend(void const* data, std::size_t count, ncclDataType_t, int peer, ncc
 auto ncclRecv(void* data, std::size_t count, ncclDataType_t, int peer, ncclComm_t comm, cudaStream_t stream)
     -> ncclResult_t {
     return transfer_call("ncclRecv", false, data, count, peer, comm, stream);
+}
+auto ncclAllReduce(void const* from, void* to, std::size_t count, ncclDataType_t type, ncclRedOp_t how, ncclComm_t comm,
+                   cudaStream_t stream) -> ncclResult_t {
+    if (ncclResult_t const failed = enter("ncclAllReduce"); failed != ncclSuccess) return group.result = failed;
+    if (type != ncclFloat32 || how != ncclSum) return group.result = ncclInvalidArgument;
+    ++group.depth;
+    launch_on(comm, stream).sums.push_back({static_cast<float const*>(from), static_cast<float*>(to), count, 0});
+    return --group.depth == 0 ? end_group() : ncclSuccess;
 }
 
 auto cudaDeviceGetPCIBusId(char* id, int length, int device) -> cudaError_t {

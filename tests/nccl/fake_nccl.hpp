@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // NCCL without a GPU: the functions that copipe calls, with NCCL's signatures, on the streams and in the virtual time
 // of the fake CUDA runtime. As in the real one, operations of a communicator run in the order in which the host issues
-// them, a send blocks its stream until its receive runs, and operations of a group make progress together. Messages
-// take no time.
+// them, a send blocks its stream until its receive runs, and operations of a group make progress together, and an
+// all-reduce ends when all ranks have come to it; it adds in the order of ranks. Nothing takes time.
 #pragma once
 
 #include "cuda/fake_cuda.hpp"
@@ -32,6 +32,8 @@ public:
     void set_async_error(int gpu, ncclResult_t code);
     /// Groups with a send and a receive on one communicator, so far.
     [[nodiscard]] auto fused() const -> std::uint64_t;
+    /// All-reduces done, each counted once for all its ranks.
+    [[nodiscard]] auto reduced() const -> std::uint64_t;
     /// Communicators made and neither destroyed nor aborted; empty if none.
     [[nodiscard]] auto leaks() const -> std::string;
     /// How many communicators have been aborted.

@@ -180,7 +180,7 @@ struct two_gpus {
             devices.emplace_back(cuda_options{.gpu = r, .polling = cuda_polling::by_program, .make_stream = {}});
             streams.push_back(&devices.back().open_stream("s"));
             buffers.push_back(streams.back()->memory()->allocate(256));
-            ends.emplace_back(group, id, r, 0, "rank " + std::to_string(r));
+            ends.emplace_back(group, id, 2, r, 0, "rank " + std::to_string(r));
         }
         group.end("opening");
     }
@@ -195,12 +195,12 @@ struct two_gpus {
     }
     void send(std::size_t r, cuda_stream& on) {
         nccl_group group;
-        ends[r].send(group, buffers[r], 16, on.handle());
+        ends[r].send(group, r == 0 ? 1 : 0, buffers[r], 16, on.handle());
         group.end("");
     }
     void receive(std::size_t r, cuda_stream& on) {
         nccl_group group;
-        ends[r].receive(group, buffers[r], 16, on.handle());
+        ends[r].receive(group, r == 0 ? 1 : 0, buffers[r], 16, on.handle());
         group.end("");
     }
 };
@@ -225,8 +225,8 @@ TEST_CASE("the same two messages in one group on each side move") {
     for (std::size_t r : {0U, 1U}) {
         more.push_back(pair.streams[r]->memory()->allocate(256));
         nccl_group group;
-        pair.ends[r].send(group, pair.buffers[r], 16, pair.streams[r]->handle());
-        pair.ends[r].receive(group, more[r], 16, pair.streams[r]->handle());
+        pair.ends[r].send(group, r == 0 ? 1 : 0, pair.buffers[r], 16, pair.streams[r]->handle());
+        pair.ends[r].receive(group, r == 0 ? 1 : 0, more[r], 16, pair.streams[r]->handle());
         group.end("");
     }
     pair.run();
@@ -294,7 +294,7 @@ TEST_CASE("ranks that share a GPU are refused before NCCL hangs on them") {
     fake::machine gpus{drive::by_test, 2};
     fake::nccl_library nccl;
     std::deque<cuda_device> devices;
-    nccl_toy::hub net{3, {{0, 1}, {1, 2}}, {.watch = nccl_watch::by_program}};
+    nccl_toy::hub net{3, {.talking = {{0, 1}, {1, 2}}}, {.watch = nccl_watch::by_program}};
     for (int r : {0, 1})
         devices.emplace_back(cuda_options{.gpu = r, .polling = cuda_polling::by_program, .make_stream = {}});
     auto const first = net.connect(0, devices[0]);
@@ -303,17 +303,20 @@ TEST_CASE("ranks that share a GPU are refused before NCCL hangs on them") {
                                                       says("give each rank a GPU of its own"));
 }
 
-TEST_CASE("whichever call of NCCL fails, every rank ends with an error, nothing leaks, and the next step is right") {
-    cuda_toy::outcome const expected = reference(2, 4);
-    nccl_mode const mode = GENERATE(nccl_mode::strict, nccl_mode::relaxed);
+namespace {
+
+/// Makes each call in turn fail; returns those that did.
+template <class Policy>
+auto fail_each_call(Policy const& policy, shape size, nccl_mode mode) -> std::set<std::string> {
+    cuda_toy::outcome const expected = reference(policy.placed(size).model_stages(), size.micro_batches);
     std::set<std::string> seen;
     for (std::uint64_t number = 1; true; ++number) {
-        fake::machine gpus{drive::by_test, 2};
+        fake::machine gpus{drive::by_test, size.ranks};
         fake::nccl_library nccl;
         nccl.fail_call(number);
         std::string why;
         try {
-            auto piped = make(gpus, dualpipe{}, {2, 4}, 1, {.mode = mode, .lookahead = 2});
+            auto piped = make(gpus, policy, size, 1, {.mode = mode, .lookahead = 2});
             try {
                 piped.step_by_test();
             } catch (cuda_toy::deadlock const& hang) {
@@ -335,8 +338,18 @@ TEST_CASE("whichever call of NCCL fails, every rank ends with an error, nothing 
         bool const frees = nccl.failed_call() == "ncclCommDestroy";
         if (!frees) REQUIRE_THAT(why, says(nccl.failed_call()) && says("unhandled system error"));
     }
-    CHECK(seen == std::set<std::string>{"ncclCommDestroy", "ncclCommInitRankConfig", "ncclGetUniqueId",
-                                        "ncclGetVersion", "ncclGroupEnd", "ncclGroupStart", "ncclRecv", "ncclSend"});
+    return seen;
+}
+
+} // namespace
+
+TEST_CASE("whichever call of NCCL fails, every rank ends with an error, nothing leaks, and the next step is right") {
+    nccl_mode const mode = GENERATE(nccl_mode::strict, nccl_mode::relaxed);
+    std::set<std::string> every{"ncclCommDestroy", "ncclCommInitRankConfig", "ncclGetUniqueId", "ncclGetVersion",
+                                "ncclGroupEnd",    "ncclGroupStart",         "ncclRecv",        "ncclSend"};
+    if (mode == nccl_mode::strict) CHECK(fail_each_call(data_parallel<one_f_one_b>{3}, {3, 3}, mode) == every);
+    every.insert("ncclAllReduce");
+    CHECK(fail_each_call(dualpipe{}, {2, 4}, mode) == every);
 }
 
 TEST_CASE("with a thread for each rank, steps over NCCL are right again and again, strict and relaxed") {
@@ -463,7 +476,7 @@ TEST_CASE("processes find each other, and messages between ranks without a commu
         threads.emplace_back([&, me] {
             try {
                 launch const own{.rank = me, .size = 3, .local_rank = me, .local_size = 3, .port = port};
-                joined net{own, {{0, 1}, {2, 1}}, {}, {.meeting = {.deadline = 20s, .retry = 5ms}}};
+                joined net{own, {.talking = {{0, 1}, {1, 2}}}, {}, {.meeting = {.deadline = 20s, .retry = 5ms}}};
                 cuda_device dev{cuda_options{.gpu = me}};
                 auto end = net.connect(me, dev);
                 executor exec;

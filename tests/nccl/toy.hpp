@@ -31,7 +31,8 @@ struct setup {
     std::chrono::milliseconds deadline{20'000};
     /// What the ranks follow, if not the planned orders.
     std::function<void(std::vector<copipe::step_orders>&)> spoil{};
-    int silent_rank = -1; ///< does not run its steps
+    int silent_rank = -1;     ///< does not run its steps
+    int absent_from_sum = -1; ///< ends its step before gradients are summed
 };
 
 class pipeline {
@@ -44,14 +45,17 @@ public:
           groups(copipe::parameter_groups(layers, cut, plan.where)),
           orders(copipe::orders_of(plan)),
           how(options),
-          net(size.ranks, copipe::talking_pairs(plan.where, groups),
+          net(size.ranks, copipe::traffic_of(plan.where, groups),
               {.mode = how.mode,
                .deadline = how.deadline,
                .poll = std::chrono::milliseconds{2},
                .watch = how.by_test ? copipe::nccl_watch::by_program : copipe::nccl_watch::own_thread,
                .name = copipe::name_of_message}),
           exec(gpus) {
-        exec.watch = [this] { net.watch(); };
+        exec.watch = [this] {
+            net.watch(); // sees what has moved, ...
+            net.watch(); // ... and that nothing has since
+        };
         if (how.spoil) how.spoil(orders);
         for (int r = 0; r < size.ranks; ++r) {
             auto const polling = how.by_test ? copipe::cuda_polling::by_program : copipe::cuda_polling::own_thread;
@@ -126,6 +130,7 @@ private:
         copipe::batch const from{copipe::dataset_ref{data}, 0};
         ranks[r].endpoint().follow(training ? orders[r].training : orders[r].evaluation);
         co_await ranks[r].run(from, training);
+        if (static_cast<int>(r) == how.absent_from_sum) co_return;
         if (training) co_await reductions[r].sum();
         auto const summed = ranks[r].compute_stream().record();
         co_await summed.completion();

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <memory_resource>
 #include <vector>
 
@@ -97,6 +98,18 @@ private:
     cuda_place place_;
     memory_ledger* ledger_;
 };
+
+/// A block that goes back to where it is from.
+struct give_back {
+    std::pmr::memory_resource* from;
+    std::size_t bytes;
+    void operator()(std::byte* block) const { from->deallocate(block, bytes); }
+};
+using cuda_block = std::unique_ptr<std::byte, give_back>;
+
+[[nodiscard]] inline auto take_block(std::pmr::memory_resource& from, std::size_t bytes) -> cuda_block {
+    return {static_cast<std::byte*>(from.allocate(bytes)), give_back{&from, bytes}};
+}
 
 /// Pinned host memory in blocks of a power of two, up to `largest` bytes each and `most` bytes in use at a time.
 class cuda_staging {

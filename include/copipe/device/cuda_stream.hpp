@@ -9,7 +9,6 @@
 #include "copipe/device/host_stream.hpp"
 
 #include <concepts>
-#include <coroutine>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -74,21 +73,7 @@ public:
     /// CUDA's own; null for one that was default-constructed.
     [[nodiscard]] auto handle() const noexcept -> cudaEvent_t { return record_ ? record_->handle : nullptr; }
 
-    class [[nodiscard]] completion_awaiter : waiter {
-    public:
-        explicit completion_awaiter(cuda_event const& event) noexcept : event_(&event) {}
-        [[nodiscard]] auto await_ready() const noexcept -> bool { return event_->done(); }
-        [[nodiscard]] auto await_suspend(std::coroutine_handle<> self, environment const* inherited) -> bool {
-            handle = self;
-            env = inherited;
-            return event_->on_completion(*this);
-        }
-        static constexpr void await_resume() noexcept {}
-
-    private:
-        cuda_event const* event_;
-    };
-    [[nodiscard]] auto completion() const noexcept -> completion_awaiter { return completion_awaiter{*this}; }
+    [[nodiscard]] auto completion() const noexcept { return completion_awaiter{*this}; }
 
 private:
     friend class cuda_stream;

@@ -6,6 +6,7 @@
 #include "copipe/async/task.hpp"
 
 #include <concepts>
+#include <coroutine>
 #include <cstddef>
 #include <memory_resource>
 #include <string_view>
@@ -14,6 +15,23 @@ namespace copipe {
 
 /// Whether an event notes when it completes. A timed event costs more: record one only where it is read.
 enum class timing : bool { off, on };
+
+/// What `completion()` of an event returns.
+template <class Event>
+class [[nodiscard]] completion_awaiter : waiter {
+public:
+    explicit completion_awaiter(Event const& event) noexcept : event_(&event) {}
+    [[nodiscard]] auto await_ready() const noexcept -> bool { return event_->done(); }
+    [[nodiscard]] auto await_suspend(std::coroutine_handle<> self, environment const* inherited) -> bool {
+        handle = self;
+        env = inherited;
+        return event_->on_completion(*this);
+    }
+    static constexpr void await_resume() noexcept {}
+
+private:
+    Event const* event_;
+};
 
 /// A point in a stream. Move-only; it may outlive its completion, not its device. One that was default-constructed is
 /// done. Another rank's thread may ask an event without timing whether it is done, await it, and destroy it.

@@ -10,7 +10,6 @@
 #include <atomic>
 #include <chrono>
 #include <concepts>
-#include <coroutine>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -58,21 +57,7 @@ public:
     [[nodiscard]] inline auto on_completion(waiter& w) const -> bool;
     inline void check() const;
 
-    class [[nodiscard]] completion_awaiter : waiter {
-    public:
-        explicit completion_awaiter(host_event const& event) noexcept : event_(&event) {}
-        [[nodiscard]] auto await_ready() const noexcept -> bool { return event_->done(); }
-        [[nodiscard]] auto await_suspend(std::coroutine_handle<> self, environment const* inherited) -> bool {
-            handle = self;
-            env = inherited;
-            return event_->on_completion(*this);
-        }
-        static constexpr void await_resume() noexcept {}
-
-    private:
-        host_event const* event_;
-    };
-    [[nodiscard]] auto completion() const noexcept -> completion_awaiter { return completion_awaiter{*this}; }
+    [[nodiscard]] auto completion() const noexcept { return completion_awaiter{*this}; }
 
 private:
     friend class host_stream;

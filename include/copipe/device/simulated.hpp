@@ -108,21 +108,7 @@ public:
     [[nodiscard]] inline auto on_completion(waiter& w) const -> bool;
     inline void check() const;
 
-    class [[nodiscard]] completion_awaiter : waiter {
-    public:
-        explicit completion_awaiter(simulated_event const& event) noexcept : event_(&event) {}
-        [[nodiscard]] auto await_ready() const noexcept -> bool { return event_->done(); }
-        [[nodiscard]] auto await_suspend(std::coroutine_handle<> self, environment const* inherited) -> bool {
-            handle = self;
-            env = inherited;
-            return event_->on_completion(*this);
-        }
-        static constexpr void await_resume() noexcept {}
-
-    private:
-        simulated_event const* event_;
-    };
-    [[nodiscard]] auto completion() const noexcept -> completion_awaiter { return completion_awaiter{*this}; }
+    [[nodiscard]] auto completion() const noexcept { return completion_awaiter{*this}; }
 
 private:
     friend class simulated_stream;

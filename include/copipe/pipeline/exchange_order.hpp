@@ -125,21 +125,26 @@ template <class = void> [[nodiscard]] auto orders_of(step_plan const& plan) -> s
     return all;
 }
 
-/// The pairs of ranks that exchange something in every training step: neighbours, and holders of one parameter.
+/// Neighbours talk, and ranks of which one holds a parameter twice; the other holders of a parameter sum.
 template <class = void>
-[[nodiscard]] auto talking_pairs(placement const& where, std::vector<parameter_group> const& groups)
-    -> std::vector<std::pair<int, int>> {
-    std::vector<std::pair<int, int>> all;
+[[nodiscard]] auto traffic_of(placement const& where, std::vector<parameter_group> const& groups) -> traffic {
+    traffic found;
     for (int rank = 0; rank < where.ranks; ++rank)
         for (int const peer : peers(where, rank))
-            if (rank < peer) all.emplace_back(rank, peer);
-    for (parameter_group const& group : groups)
-        for (parameter_use const& one : group.uses)
-            for (parameter_use const& other : group.uses)
-                if (one.rank < other.rank) all.emplace_back(one.rank, other.rank);
-    std::sort(all.begin(), all.end());
-    all.erase(std::unique(all.begin(), all.end()), all.end());
-    return all;
+            if (rank < peer) found.talking.emplace_back(rank, peer);
+    for (parameter_group const& group : groups) {
+        std::vector<int> ranks = group.ranks();
+        std::sort(ranks.begin(), ranks.end());
+        bool const once = std::adjacent_find(ranks.begin(), ranks.end()) == ranks.end();
+        for (int const one : ranks)
+            for (int const other : ranks)
+                if (!once && one < other) found.talking.emplace_back(one, other);
+        auto& sums = found.summing;
+        if (once && ranks.size() > 1 && std::find(sums.begin(), sums.end(), ranks) == sums.end()) sums.push_back(ranks);
+    }
+    std::sort(found.talking.begin(), found.talking.end());
+    found.talking.erase(std::unique(found.talking.begin(), found.talking.end()), found.talking.end());
+    return found;
 }
 
 } // namespace copipe

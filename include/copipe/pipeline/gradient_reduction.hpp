@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums the gradients of parameters that exist more than once: DualPipe's two copies of a stage, and tied weights. Every
-// holder adds the same numbers in the same order, so all copies stay equal bit for bit.
+// Sums the gradients of parameters that exist more than once: DualPipe's two copies of a stage, replicas, and tied
+// weights. All are added in one order, by the transport where it can or from messages, so all copies stay equal bit for
+// bit.
 #pragma once
 
 #include "copipe/async/scope.hpp"
@@ -28,6 +29,13 @@ struct parameter_use {
 struct parameter_group {
     std::string name; ///< "layers.<layer>.<parameter>" of the first use: its name in checkpoints
     std::vector<parameter_use> uses;
+
+    /// Of its uses.
+    [[nodiscard]] auto ranks() const -> std::vector<int> {
+        std::vector<int> all;
+        for (parameter_use const& use : uses) all.push_back(use.rank);
+        return all;
+    }
 };
 
 /// All distinct parameters of a model, in layer order. Equal on every rank. Throws model_error.
@@ -49,10 +57,7 @@ template <device Device>
                         known.try_emplace(p->tie.empty() ? name : "tie." + p->tie, groups.size(), p->sizes);
                     if (added) groups.push_back({name, {}});
                     auto& uses = groups[found->second.first].uses;
-                    bool const twice = std::any_of(uses.begin(), uses.end(), [&](parameter_use const& use) {
-                        return p->tie.empty() && use.stage == stage && use.layer == layer;
-                    });
-                    if (twice)
+                    if (!uses.empty() && p->tie.empty() && uses.back().stage == stage)
                         throw model_error(name +
                                           " is declared twice by its layer: give each parameter a name of its own");
                     if (found->second.second != p->sizes) {
@@ -73,7 +78,7 @@ template <device Device, transport_endpoint<Device> Endpoint>
 class gradient_reduction {
 public:
     gradient_reduction(rank_pipeline<Device, Endpoint>& pipeline, std::vector<parameter_group> const& groups)
-        : pipeline_(&pipeline), groups_(&groups), taken_(groups.size()), sends_(groups.size()), read_(groups.size()) {}
+        : pipeline_(&pipeline), groups_(&groups), sent_(groups.size()) {}
 
     /// The parameter behind one of this rank's uses.
     [[nodiscard]] auto local(parameter_use const& use) const -> parameter& {
@@ -86,8 +91,7 @@ public:
     /// Makes every copy's gradient the sum over all copies. Host-ordered only in that messages are handed over; the
     /// sums themselves are enqueued on the compute stream.
     [[nodiscard]] auto sum() -> task<> {
-        for (progress_counter& each : taken_) each.reset();
-        std::fill(sends_.begin(), sends_.end(), 0);
+        for (messages& each : sent_) each.taken.reset();
         scope sends{co_await this_environment{}};
         sends.spawn(sum_all(sends));
         std::exception_ptr failure;
@@ -96,49 +100,68 @@ public:
         } catch (...) {
             failure = std::current_exception();
         }
-        for (auto& group : read_) { // what has failed may still be read by others
-            for (auto const& each : group)
+        for (messages& group : sent_) { // what has failed may still be read by others
+            for (auto const& each : group.read)
                 if (failure) co_await each.completion();
-            group.clear();
+            group.read.clear();
+            group.count = 0;
         }
         if (failure) std::rethrow_exception(failure);
     }
 
 private:
+    /// Of one group, from this rank to others.
+    struct messages {
+        std::uint64_t count = 0;
+        progress_counter taken{};                   ///< how many have been taken over
+        std::vector<typename Device::event> read{}; ///< when each has been read
+    };
+
     [[nodiscard]] static auto identity(std::size_t group, std::size_t use) noexcept -> std::uint64_t {
         return (std::uint64_t{0xffff} << 48U) | (group << 16U) | use;
     }
-    [[nodiscard]] auto holds(parameter_group const& group) const -> bool {
-        return std::any_of(group.uses.begin(), group.uses.end(), [&](auto const& use) { return is_local(use); });
+    /// This rank's first gradient of a group; none if it holds none.
+    [[nodiscard]] auto gradient_of(std::size_t group) const -> tensor {
+        for (parameter_use const& use : (*groups_)[group].uses)
+            if (is_local(use)) return local(use).gradient;
+        return {};
     }
 
-    /// Sends every shared gradient of this rank to the other holders, then adds up group by group.
+    /// Leaves to the transport what it can sum. Sends the rest to the other holders, then adds up group by group.
     auto sum_all(scope& sends) -> task<> {
         try {
-            for (std::size_t g = 0; g < groups_->size(); ++g) {
-                for (std::size_t u = 0; u < (*groups_)[g].uses.size(); ++u) {
-                    if (is_local((*groups_)[g].uses[u])) send_to_holders(sends, g, u);
-                }
-            }
-            for (std::size_t g = 0; g < groups_->size(); ++g) {
-                parameter_group const& group = (*groups_)[g];
-                if (group.uses.size() > 1 && holds(group)) co_await add_up(group, g);
-            }
+            left_.clear();
+            for (std::size_t g = 0; g < groups_->size(); ++g)
+                if ((*groups_)[g].uses.size() > 1 && gradient_of(g)) left_.push_back(g);
+            if constexpr (summing_endpoint<Endpoint, Device>) sum_by_transport();
+            for (std::size_t const g : left_) send_all(sends, g);
+            for (std::size_t const g : left_) co_await add_up(g);
         } catch (...) {
             pipeline_->endpoint().abort();
             throw;
         }
     }
 
-    /// One message to each other rank that holds the parameter, however many uses it has there.
-    void send_to_holders(scope& sends, std::size_t g, std::size_t u) {
+    void sum_by_transport() {
+        std::map<std::vector<int>, std::vector<summand>> together; // by holders: in one order on all ranks
+        for (std::size_t const g : left_)
+            together[(*groups_)[g].ranks()].push_back({gradient_of(g).data(), gradient_of(g).count()});
+        std::erase_if(together, [this](auto const& some) {
+            return !pipeline_->endpoint().sum(some.first, some.second, pipeline_->compute_stream());
+        });
+        std::erase_if(left_, [&](std::size_t g) { return together.contains((*groups_)[g].ranks()); });
+    }
+
+    /// One message of each local use to each other holder, however many uses it has there.
+    void send_all(scope& sends, std::size_t g) {
         auto const& uses = (*groups_)[g].uses;
-        for (std::size_t other = 0; other < uses.size(); ++other) {
-            bool const told = std::any_of(uses.begin(), uses.begin() + static_cast<std::ptrdiff_t>(other),
-                                          [&](auto const& earlier) { return earlier.rank == uses[other].rank; });
-            if (is_local(uses[other]) || told) continue;
-            ++sends_[g];
-            sends.spawn(send(uses[other].rank, g, u));
+        for (std::size_t u = 0; u < uses.size(); ++u) {
+            for (auto to = uses.begin(); is_local(uses[u]) && to != uses.end(); ++to) {
+                auto const known = [to](parameter_use const& use) { return use.rank == to->rank; };
+                if (is_local(*to) || std::any_of(uses.begin(), to, known)) continue;
+                ++sent_[g].count;
+                sends.spawn(send(to->rank, g, u));
+            }
         }
     }
 
@@ -147,52 +170,36 @@ private:
         typename Device::event const ready = pipeline_->compute_stream().record();
         typename Device::event read = co_await pipeline_->endpoint().send(
             to, {.identity = identity(g, u), .bytes = held.bytes()}, held.data(), ready);
-        read_[g].push_back(std::move(read));
-        taken_[g].advance();
+        sent_[g].read.push_back(std::move(read));
+        sent_[g].taken.advance();
     }
 
     /// Adds up all copies of one gradient; writes the sum back once every peer has read what it needs of the old value.
-    auto add_up(parameter_group const& group, std::size_t g) -> task<> {
+    auto add_up(std::size_t g) -> task<> {
+        auto const& uses = (*groups_)[g].uses;
         auto& compute = pipeline_->compute_stream();
-        tensor const& any_local = local(*std::find_if(group.uses.begin(), group.uses.end(), [&](auto const& use) {
-                                      return is_local(use);
-                                  })).gradient;
-        tensor const total{*compute.memory(), any_local.sizes()};
-        for (std::size_t u = 0; u < group.uses.size(); ++u) {
-            parameter_use const& use = group.uses[u];
+        tensor const total{*compute.memory(), gradient_of(g).sizes()};
+        for (std::size_t u = 0; u < uses.size(); ++u) {
             tensor addend;
-            if (is_local(use)) {
-                addend = local(use).gradient;
+            if (is_local(uses[u])) {
+                addend = local(uses[u]).gradient;
             } else {
-                auto arrived = co_await pipeline_->endpoint().arrival(use.rank, identity(g, u));
                 addend = tensor{*compute.memory(), total.sizes()};
-                auto& link = pipeline_->link_from(use.rank);
-                link.wait(compute.record()); // the block may still be in use by earlier work of the compute stream
-                auto const moved = pipeline_->endpoint().accept(arrived, addend.data(), link, timing::off);
-                try {
-                    compute.wait(moved.end);
-                } catch (...) {
-                    link.synchronize(); // it still writes to the block
-                    throw;
-                }
+                static_cast<void>(co_await pipeline_->receive(uses[u].rank, identity(g, u), addend.data()));
             }
-            if (u == 0)
-                compute.copy(total.data(), addend.data(), total.bytes());
-            else
-                compute.add(total.data(), addend.data(), total.count());
+            u == 0 ? compute.copy(total.data(), addend.data(), total.bytes())
+                   : compute.add(total.data(), addend.data(), total.count());
         }
-        co_await taken_[g].reached(sends_[g]);
-        for (auto const& each : read_[g]) compute.wait(each);
-        for (parameter_use const& use : group.uses) {
+        co_await sent_[g].taken.reached(sent_[g].count);
+        for (auto const& each : sent_[g].read) compute.wait(each);
+        for (parameter_use const& use : uses)
             if (is_local(use)) compute.copy(local(use).gradient.data(), total.data(), total.bytes());
-        }
     }
 
     rank_pipeline<Device, Endpoint>* pipeline_;
     std::vector<parameter_group> const* groups_;
-    std::vector<progress_counter> taken_; ///< per group: how many sends have been taken over
-    std::vector<std::uint64_t> sends_;    ///< per group: how many there are
-    std::vector<std::vector<typename Device::event>> read_; ///< per group: when each send's reader has read
+    std::vector<messages> sent_;      ///< by group
+    std::vector<std::size_t> left_{}; ///< groups that are summed from messages
 };
 
 } // namespace copipe

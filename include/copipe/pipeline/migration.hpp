@@ -120,18 +120,9 @@ private:
         incoming_.emplace(key, std::move(arriving));
     }
     auto receive(tensor const& into, int from, std::uint64_t identity) -> task<std::size_t> {
-        auto& link = pipeline_->link_from(from);
-        auto arrived = co_await pipeline_->endpoint().arrival(from, identity);
-        link.wait(pipeline_->compute_stream().record()); // the block may still be in use by earlier work there
-        auto const moved = pipeline_->endpoint().accept(arrived, into.data(), link, timing::off);
-        try {
-            pipeline_->compute_stream().wait(moved.end);
-        } catch (...) {
-            link.synchronize(); // it still writes to the block
-            throw;
-        }
+        envelope const what = co_await pipeline_->receive(from, identity, into.data());
         bytes_ += into.bytes();
-        co_return static_cast<std::size_t>(arrived.what.header[0]);
+        co_return static_cast<std::size_t>(what.header[0]);
     }
 
     rank_pipeline<Device, Endpoint>* pipeline_;

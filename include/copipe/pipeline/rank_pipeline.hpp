@@ -173,6 +173,20 @@ public:
         if (!link) link = &device_->open_link(peer);
         return *link;
     }
+    /// Takes a message of a rank between steps into memory of the compute stream, whose later work finds it there.
+    [[nodiscard]] auto receive(int from, std::uint64_t identity, void* to) -> task<envelope> {
+        auto arrived = co_await endpoint_.arrival(from, identity);
+        stream& link = link_from(from);
+        link.wait(compute_->record()); // the block may still be in use by earlier work there
+        auto const moved = endpoint_.accept(arrived, to, link, timing::off);
+        try {
+            compute_->wait(moved.end);
+        } catch (...) {
+            link.synchronize(); // it still writes to the block
+            throw;
+        }
+        co_return arrived.what;
+    }
     [[nodiscard]] auto plan() const noexcept -> step_plan const& { return *plan_; }
     [[nodiscard]] auto listener() const noexcept -> observer_ref { return options_.listener; }
 

@@ -263,7 +263,6 @@ public:
 
 private:
     using endpoint = typename Transport<Device>::endpoint;
-    using talking = std::vector<std::pair<int, int>>;
 
     /// Passes spans to the trainer's own recorder and to the user's listener.
     struct relay {
@@ -309,7 +308,7 @@ private:
     [[nodiscard]] auto make_transport() const -> Transport<Device> {
         int const processes = options_.process.size;
         constexpr bool by_launch = !std::constructible_from<Transport<Device>, int> &&
-                                   !std::constructible_from<Transport<Device>, int, talking>;
+                                   !std::constructible_from<Transport<Device>, int, traffic>;
         if (!by_launch && processes > 1)
             throw launch_error("this is one of " + std::to_string(processes) +
                                " processes, but the trainer's transport connects threads: take tcp, or "
@@ -321,10 +320,10 @@ private:
             throw launch_error("a balancer needs all ranks in one process: it measures them all");
         if constexpr (std::constructible_from<Transport<Device>, int>)
             return Transport<Device>(ranks());
-        else if constexpr (std::constructible_from<Transport<Device>, int, talking>)
-            return Transport<Device>(ranks(), talking_pairs(plan_.where, groups_));
-        else if constexpr (std::constructible_from<Transport<Device>, launch, talking>)
-            return Transport<Device>(options_.process, talking_pairs(plan_.where, groups_));
+        else if constexpr (std::constructible_from<Transport<Device>, int, traffic>)
+            return Transport<Device>(ranks(), traffic_of(plan_.where, groups_));
+        else if constexpr (std::constructible_from<Transport<Device>, launch, traffic>)
+            return Transport<Device>(options_.process, traffic_of(plan_.where, groups_));
         else
             return Transport<Device>(options_.process);
     }

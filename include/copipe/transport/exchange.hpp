@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The order in which two ranks exchange messages, for transports that must know it beforehand: one channel that carries
-// both directions, as a communicator of NCCL does, moves in the same order on both sides or not at all.
+// What transports may have to know beforehand: which ranks exchange anything, and in which order two of them do. One
+// channel that carries both directions, as a communicator of NCCL does, moves in the same order on both sides or not at
+// all.
 #pragma once
 
 #include <cstdint>
 #include <limits>
+#include <utility>
 #include <vector>
 
 namespace copipe {
@@ -22,6 +24,12 @@ struct exchange {
 struct exchange_order {
     int peer = 0;
     std::vector<exchange> ticks{};
+};
+
+/// Who exchanges what in every training step, for transports that prepare for it.
+struct traffic {
+    std::vector<std::pair<int, int>> talking{}; ///< send each other messages; the lower rank first
+    std::vector<std::vector<int>> summing{};    ///< add up gradients; in ascending order
 };
 
 } // namespace copipe

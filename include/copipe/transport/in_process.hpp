@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <deque>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <span>
 #include <tuple>
@@ -25,7 +26,8 @@ class in_process {
 public:
     class endpoint;
 
-    explicit in_process(int ranks) : ranks_(ranks), inboxes_(static_cast<std::size_t>(ranks)) {}
+    explicit in_process(int ranks)
+        : ranks_(ranks), inboxes_(static_cast<std::size_t>(ranks)), contributions_(inboxes_.size()) {}
 
     [[nodiscard]] auto ranks() const noexcept -> int { return ranks_; }
     [[nodiscard]] auto connect(int rank) -> endpoint { return endpoint{*this, rank}; }
@@ -37,26 +39,14 @@ public:
     public:
         envelope what{};
 
-        parcel() = default;
-        parcel(parcel&& other) noexcept
-            : what(other.what), data_(other.data_), ready_(other.ready_),
-              sender_(std::exchange(other.sender_, nullptr)) {}
-        auto operator=(parcel&& other) noexcept -> parcel& {
-            std::swap(what, other.what);
-            std::swap(data_, other.data_);
-            std::swap(ready_, other.ready_);
-            std::swap(sender_, other.sender_);
-            return *this;
-        }
-        ~parcel() {
-            if (sender_) sender_->fail();
-        }
-
     private:
         friend class in_process;
+        struct drop {
+            void operator()(sending* sender) const { sender->fail(); }
+        };
         void const* data_ = nullptr;
         typename Device::event const* ready_ = nullptr;
-        sending* sender_ = nullptr;
+        std::unique_ptr<sending, drop> sender_{};
     };
 
     /// The awaitable of a send.
@@ -76,7 +66,7 @@ public:
             sent.what = what_;
             sent.data_ = data_;
             sent.ready_ = ready_;
-            sent.sender_ = this;
+            sent.sender_.reset(this);
             hub_->lane(from_, to_).send(std::move(sent)); // a closed lane drops the parcel, which fails this send
         }
         [[nodiscard]] auto await_resume() -> typename Device::event {
@@ -169,7 +159,7 @@ public:
                 stream.synchronize(); // the copy may be under way, and with the parcel its sender is let go
                 throw;
             }
-            sending& sender = *std::exchange(arrived.sender_, nullptr);
+            sending& sender = *arrived.sender_.release();
             sender.env->exec->wake(sender);
             return copied;
         }
@@ -217,7 +207,6 @@ private:
             own.failed_ = true;
             return false;
         }
-        contributions_.resize(static_cast<std::size_t>(ranks_));
         contributions_[static_cast<std::size_t>(own.rank_)] = &own;
         if (++contributed_ < ranks_) return true;
         for (std::size_t i = 0; i < own.values_.size(); ++i) {
@@ -260,7 +249,7 @@ private:
     int ranks_;
     std::vector<inbox> inboxes_;
     std::mutex mutex_{};
-    std::vector<reducing*> contributions_{};
+    std::vector<reducing*> contributions_;
     int contributed_ = 0;
     std::atomic<bool> aborted_{false};
     std::atomic<int> failed_rank_{-1};

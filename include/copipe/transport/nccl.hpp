@@ -31,9 +31,10 @@ namespace copipe {
 /// Connects ranks on GPUs: `nccl<cuda_device>` the threads of one process, `nccl<cuda_device, tcp>` processes of one
 /// rank each. Outlives its endpoints and all their operations.
 ///
-/// The constructor is told which ranks talk much to each other; `connect` of the last rank of this process opens and
-/// warms their communicators, so that no send blocks its first time. Messages between other ranks go through host
-/// memory. A failure gives up all communicators; they are opened anew when the last rank has called `reset`.
+/// The constructor is told which ranks talk much to each other, and which add up gradients; `connect` of the last rank
+/// of this process opens and warms their communicators, so that no operation blocks its first time. Messages between
+/// other ranks go through host memory. A failure gives up all communicators; they are opened anew when the last rank
+/// has called `reset`.
 template <std::same_as<cuda_device> Device = cuda_device, template <class> class Control = in_process>
 class nccl {
     using member = nccl_rank<typename Control<host_device>::endpoint>;
@@ -42,19 +43,18 @@ public:
     using endpoint = nccl_endpoint<typename Control<host_device>::endpoint>;
     using parcel = typename endpoint::parcel;
     using event = cuda_event;
-    using pairs = std::vector<std::pair<int, int>>;
 
     /// All ranks are threads of this process.
-    nccl(int ranks, pairs talking, nccl_options options = {})
+    nccl(int ranks, traffic expected, nccl_options options = {})
         requires std::constructible_from<Control<host_device>, int>
-        : options_(std::move(options)), talking_(ordered(std::move(talking))), local_(ranks), control_(ranks) {
+        : options_(std::move(options)), expected_(std::move(expected)), local_(ranks), control_(ranks) {
         start();
     }
     /// This process is one rank of several. Blocks until all have met; throws rendezvous_error.
-    nccl(launch own, pairs talking, nccl_options options = {}, tcp_options const& met = {})
+    nccl(launch own, traffic expected, nccl_options options = {}, tcp_options const& met = {})
         requires std::constructible_from<Control<host_device>, launch, tcp_options>
         : options_(std::move(options)),
-          talking_(ordered(std::move(talking))),
+          expected_(std::move(expected)),
           launch_(std::move(own)),
           meeting_(met.meeting),
           control_(launch_, met) {
@@ -74,8 +74,10 @@ public:
         std::scoped_lock const lock{mutex_};
         member& own = members_.emplace_back(rank, dev, control_.connect(rank), options_);
         own.reset = [this, &own] { reset(own); };
-        for (auto const& [one, other] : talking_)
+        for (auto const& [one, other] : expected_.talking)
             if (one == rank || other == rank) own.links.emplace_back(rank, one == rank ? other : one, dev);
+        for (auto const& all : expected_.summing)
+            if (std::binary_search(all.begin(), all.end(), rank)) own.sums.emplace_back(rank, all);
         if (std::ssize(members_) == local_) open();
         return endpoint{own};
     }
@@ -92,13 +94,6 @@ public:
     }
 
 private:
-    [[nodiscard]] static auto ordered(pairs all) -> pairs {
-        for (auto& [one, other] : all)
-            if (one > other) std::swap(one, other);
-        std::sort(all.begin(), all.end());
-        all.erase(std::unique(all.begin(), all.end()), all.end());
-        return all;
-    }
     void start() {
         if (options_.max_ctas == 0 && options_.mode == nccl_mode::relaxed) options_.max_ctas = 4;
         if (options_.watch == nccl_watch::by_program) return;
@@ -113,15 +108,18 @@ private:
         typename member::wait what = stalled.waits().front();
         for (member& each : members_) {
             for (auto const& one : each.waits()) {
-                auto const idle = std::find_if(members_.begin(), members_.end(), [&](member const& m) {
-                    return m.rank == one.peer && m.waits().empty();
-                });
-                if (idle == members_.end()) continue;
-                from = &each;
-                what = one;
+                for (int const peer : one.peers) {
+                    auto const idle = std::find_if(members_.begin(), members_.end(), [peer](member const& m) {
+                        return m.rank == peer && m.waits().empty();
+                    });
+                    if (idle == members_.end()) continue;
+                    from = &each;
+                    what = {{peer}, one.action};
+                }
             }
         }
-        from->tear_down(std::make_exception_ptr(transfer_stalled{from->rank, what.peer, what.action, seconds}));
+        int const missing = what.peers.size() == 1 ? what.peers[0] : -1;
+        from->tear_down(std::make_exception_ptr(transfer_stalled{from->rank, missing, what.action, seconds}));
         from->control.abort();
     }
 
@@ -137,10 +135,11 @@ private:
     /// The communicators that the job needs.
     [[nodiscard]] auto names() const -> std::vector<nccl_name> {
         std::vector<nccl_name> all;
-        for (auto const& [one, other] : talking_) {
+        for (auto const& [one, other] : expected_.talking) {
             if (options_.mode == nccl_mode::strict) all.push_back({{one, other}, nccl_lane::both});
             for (nccl_lane const lane : {nccl_lane::up, nccl_lane::down}) all.push_back({{one, other}, lane});
         }
+        for (auto const& each : expected_.summing) all.push_back({each, nccl_lane::sum});
         return all;
     }
 
@@ -159,6 +158,7 @@ private:
                 link.open({on(nccl_lane::both), on(lower ? nccl_lane::up : nccl_lane::down),
                            on(lower ? nccl_lane::down : nccl_lane::up)});
             }
+            for (nccl_sum& sum : each.sums) sum.open(ends[{each.rank, {sum.ranks(), nccl_lane::sum}}]);
         }
         ends.clear();
         try {
@@ -170,19 +170,23 @@ private:
         for (member& each : members_) each.begin();
     }
 
-    /// The first message of a communicator connects its ranks, which takes long and blocks: so it is sent now.
+    /// The first operation of a communicator connects its ranks, which takes long and blocks: so it is done now.
     void warm() {
-        std::vector<nccl_link::warm_memory> memory;
+        std::vector<cuda_block> memory;
         nccl_group group;
-        for (member& each : members_)
+        for (member& each : members_) {
             for (nccl_link& link : each.links) memory.push_back(link.warm(group));
+            for (nccl_sum& sum : each.sums) memory.push_back(sum.warm(group, each.side_stream()));
+        }
         group.end("warming all communicators");
-        for (member& each : members_)
+        for (member& each : members_) {
             for (nccl_link& link : each.links) link.own_stream().synchronize();
+            each.side_stream().synchronize();
+        }
     }
 
     nccl_options options_;
-    pairs talking_;
+    traffic expected_;
     launch launch_{};
     meeting_options meeting_{};
     std::ptrdiff_t local_ = 1;
@@ -194,8 +198,8 @@ private:
     std::thread watcher_{};
 };
 
-static_assert(transport_endpoint<nccl<>::endpoint, cuda_device>);
-static_assert(transport_endpoint<nccl<cuda_device, tcp>::endpoint, cuda_device>);
+static_assert(summing_endpoint<nccl<>::endpoint, cuda_device>);
+static_assert(summing_endpoint<nccl<cuda_device, tcp>::endpoint, cuda_device>);
 
 /// For trainers: GPUs of threads of one process, one each; of processes of one rank each.
 template <class Device>

@@ -58,18 +58,17 @@ private:
     bool open_ = true;
 };
 
-/// One rank's end of a communicator of two ranks. Operations are for the rank's thread; `async_error` and `abort` for
-/// any.
+/// One rank's end of a communicator. Operations are for the rank's thread; `check` and `abort` for any.
 class nccl_communicator {
 public:
     /// The communicator exists when the group has ended on both sides; until then this object must stay where it is.
-    /// `own` is 0 or 1. Uses the thread's current GPU.
-    nccl_communicator(nccl_group&, ncclUniqueId const& id, int own, int max_ctas, std::string where)
-        : own_(own), where_(std::move(where)) {
+    /// `own` is this end's number among `ranks`. Uses the thread's current GPU. `where` is said in errors.
+    nccl_communicator(nccl_group&, ncclUniqueId const& id, int ranks, int own, int max_ctas, std::string where)
+        : where_(std::move(where)) {
         ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
         config.blocking = 1; // a nonblocking one starts a thread for every group
         if (max_ctas > 0) config.maxCTAs = max_ctas;
-        require_nccl(ncclCommInitRankConfig(&handle_, 2, id, own, &config), "ncclCommInitRankConfig", where_);
+        require_nccl(ncclCommInitRankConfig(&handle_, ranks, id, own, &config), "ncclCommInitRankConfig", where_);
     }
     nccl_communicator(nccl_communicator const&) = delete;
     auto operator=(nccl_communicator const&) -> nccl_communicator& = delete;
@@ -78,16 +77,23 @@ public:
         if (handle_ && !aborted_) ncclCommDestroy(handle_);
     }
 
-    void send(nccl_group&, void const* data, std::size_t bytes, cudaStream_t stream) {
+    void send(nccl_group&, int to, void const* data, std::size_t bytes, cudaStream_t stream) {
         std::scoped_lock const lock{in_use_};
         require_open();
-        require_nccl(ncclSend(data, bytes, ncclInt8, 1 - own_, handle_, stream), "ncclSend", where_);
+        require_nccl(ncclSend(data, bytes, ncclInt8, to, handle_, stream), "ncclSend", where_);
     }
-    void receive(nccl_group&, void* data, std::size_t bytes, cudaStream_t stream) {
+    void receive(nccl_group&, int from, void* data, std::size_t bytes, cudaStream_t stream) {
         std::scoped_lock const lock{in_use_};
         require_open();
-        require_nccl(ncclRecv(data, bytes, ncclInt8, 1 - own_, handle_, stream), "ncclRecv", where_);
+        require_nccl(ncclRecv(data, bytes, ncclInt8, from, handle_, stream), "ncclRecv", where_);
     }
+    /// Adds up 32-bit floats of all ranks, in place, in whatever order NCCL finds best.
+    void all_reduce(nccl_group&, float* data, std::size_t count, cudaStream_t stream) {
+        std::scoped_lock const lock{in_use_};
+        require_open();
+        require_nccl(ncclAllReduce(data, data, count, ncclFloat32, ncclSum, handle_, stream), "ncclAllReduce", where_);
+    }
+    [[nodiscard]] auto where() const noexcept -> std::string const& { return where_; }
 
     /// Throws nccl_error if something went wrong between the peers since.
     void check() {
@@ -112,7 +118,6 @@ private:
     }
 
     ncclComm_t handle_ = nullptr;
-    int own_;
     std::string where_;
     std::mutex in_use_{};
     std::atomic<bool> aborted_{false};

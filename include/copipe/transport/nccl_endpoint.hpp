@@ -15,7 +15,7 @@
 
 namespace copipe {
 
-/// One rank's end. See transport_endpoint.
+/// One rank's end. See transport_endpoint and summing_endpoint.
 template <class Control>
 class nccl_endpoint {
     using event = cuda_event;
@@ -65,6 +65,13 @@ public:
         return moved;
     }
     [[nodiscard]] auto all_reduce(std::span<double> values) -> task<> { return add_numbers(*own_, values); }
+    /// See summing_endpoint.
+    [[nodiscard]] auto sum(std::span<int const> ranks, std::span<summand const> parts, cuda_stream& stream) -> bool {
+        own_->require_open();
+        nccl_sum* const over = own_->sum_over(ranks);
+        if (over) over->add_up(ranks, parts, stream);
+        return over;
+    }
     void abort() {
         own_->control.abort();
         own_->tear_down(own_->control.failure());

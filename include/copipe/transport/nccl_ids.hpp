@@ -22,8 +22,8 @@
 
 namespace copipe {
 
-/// What a communicator carries: messages of two ranks both ways, or to the higher one, or to the lower.
-enum class nccl_lane : std::uint8_t { both, up, down };
+/// What a communicator carries: messages of two ranks both ways, or to the higher one, or to the lower; or sums.
+enum class nccl_lane : std::uint8_t { both, up, down, sum };
 
 /// A communicator's name: its ranks, lowest first, and its lane. No two have one.
 using nccl_name = std::pair<std::vector<int>, nccl_lane>;

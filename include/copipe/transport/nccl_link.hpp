@@ -56,23 +56,16 @@ public:
         awaited_ = exchange::none;
     }
 
-    /// Device memory in use by warm-up messages.
-    struct give_back {
-        cuda_stream* stream;
-        void operator()(std::byte* memory) const { stream->memory()->deallocate(memory, warm_bytes); }
-    };
-    using warm_memory = std::unique_ptr<std::byte, give_back>;
-
-    /// Adds a few bytes each way on every communicator to the group; nobody reads them.
-    [[nodiscard]] auto warm(nccl_group& group) -> warm_memory {
-        warm_memory memory{static_cast<std::byte*>(own_->memory()->allocate(warm_bytes)), give_back{own_}};
+    /// Adds a few bytes each way on every communicator to the group. They lie in the memory that it returns.
+    [[nodiscard]] auto warm(nccl_group& group) -> cuda_block {
+        cuda_block memory = take_block(*own_->memory(), 3 * 512);
         auto const up = rank_ < peer_ ? nccl_use::to_peer : nccl_use::from_peer;
         auto const down = rank_ < peer_ ? nccl_use::from_peer : nccl_use::to_peer;
         for (nccl_use const what : {nccl_use::both, up, down}) { // a kernel each, in one order on both sides' streams
             std::byte* const place = memory.get() + 512 * index(what);
             nccl_communicator* const through = communicators_[index(what)].get();
-            if (through && what != nccl_use::from_peer) through->send(group, place, 4, own_->handle());
-            if (through && what != nccl_use::to_peer) through->receive(group, place + 256, 4, own_->handle());
+            if (through && what != nccl_use::from_peer) through->send(group, other(), place, 4, own_->handle());
+            if (through && what != nccl_use::to_peer) through->receive(group, other(), place + 256, 4, own_->handle());
         }
         return memory;
     }
@@ -94,7 +87,7 @@ public:
         } else {
             own_->wait(ready);
             nccl_group group;
-            on(nccl_use::to_peer).send(group, data, what.bytes, own_->handle());
+            on(nccl_use::to_peer).send(group, other(), data, what.bytes, own_->handle());
             group.end(where());
             note(what.identity, true, own_->record());
             over = own_->record();
@@ -123,7 +116,7 @@ public:
         }
         if (timed == timing::on) moved.start = into.record(timed);
         nccl_group group;
-        on(nccl_use::from_peer).receive(group, to, what.bytes, into.handle());
+        on(nccl_use::from_peer).receive(group, other(), to, what.bytes, into.handle());
         group.end(where());
         note(what.identity, false, into.record());
         moved.end = into.record(timed);
@@ -179,10 +172,11 @@ private:
         event over;
     };
 
-    static constexpr std::size_t warm_bytes = 3 * 512;
     [[nodiscard]] static constexpr auto index(nccl_use what) noexcept -> std::size_t {
         return static_cast<std::size_t>(what);
     }
+    /// The peer's number in the communicators.
+    [[nodiscard]] auto other() const noexcept -> int { return rank_ < peer_ ? 1 : 0; }
     [[nodiscard]] auto on(nccl_use what) -> nccl_communicator& { return *communicators_[index(what)]; }
 
     /// Whether the message is the next of the order in its direction; steps on if so.
@@ -215,8 +209,8 @@ private:
         if (sends) own_->wait(*sends_.front().ready);
         if (start && timed == timing::on) *start = own_->record(timed);
         nccl_group group;
-        if (sends) on(nccl_use::both).send(group, sends_.front().data, sends_.front().bytes, own_->handle());
-        if (to || now.receive != exchange::none) on(nccl_use::both).receive(group, to, bytes, own_->handle());
+        if (sends) on(nccl_use::both).send(group, other(), sends_.front().data, sends_.front().bytes, own_->handle());
+        if (to || now.receive != exchange::none) on(nccl_use::both).receive(group, other(), to, bytes, own_->handle());
         group.end(where());
         event over = own_->record(timed);
         note(to ? now.receive : now.send, !to, own_->record());

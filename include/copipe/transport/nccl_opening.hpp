@@ -30,10 +30,13 @@ inline void open_all(nccl_ends& all, nccl_ids const& ids, std::vector<nccl_place
             auto const& among = name.first;
             auto const own = std::find(among.begin(), among.end(), rank);
             if (own == among.end()) continue;
-            std::string where = "rank " + std::to_string(rank) + ", with rank ";
-            where += std::to_string(among[rank == among[0] ? 1 : 0]);
-            all[{rank, name}] = std::make_shared<nccl_communicator>(group, id, static_cast<int>(own - among.begin()),
-                                                                    max_ctas, std::move(where));
+            bool const sums = name.second == nccl_lane::sum;
+            std::string where = "rank " + std::to_string(rank) + (sums ? ", summing over" : ", with");
+            for (int const each : among)
+                if (sums || each != rank) where += (each == among[0] || !sums ? " rank " : ", ") + std::to_string(each);
+            all[{rank, name}] = std::make_shared<nccl_communicator>(
+                group, id, static_cast<int>(among.size()), static_cast<int>(own - among.begin()),
+                sums ? 0 : max_ctas, std::move(where));
         }
     }
     group.end("opening all communicators");

@@ -86,4 +86,21 @@ concept transport_endpoint = device<Device> &&
     e.reset();
 };
 
+/// A rank's part of a sum over ranks: 32-bit floats in device memory.
+struct summand {
+    float* data;
+    std::size_t count;
+};
+
+/// An endpoint that can add up device memory by itself; others leave that to messages.
+///
+/// - `e.sum(ranks, parts, stream)`: enqueues on `stream` what makes each part the sum of all ranks' parts of its
+///   number, added in the order of `ranks`, the same bits on each. All of them call it, with parts of the same counts;
+///   a rank that is in several such lists, in an order that all share. False, on all of them, if it cannot for these.
+template <class E, class Device>
+concept summing_endpoint = transport_endpoint<E, Device> &&
+    requires(E& e, std::span<int const> ranks, std::span<summand const> parts, typename Device::stream& stream) {
+        { e.sum(ranks, parts, stream) } -> std::same_as<bool>;
+    };
+
 } // namespace copipe
