@@ -6,17 +6,20 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 namespace copipe {
 
-/// A kernel: the name of its entry and the PTX module that holds it. Threads of a block: 256. It loops over its items
-/// in strides of the whole grid, so that any grid will do.
+/// A kernel: the name of its entry, and the entry in PTX, which follows `preamble`. Threads of a block: 256. It loops
+/// over its items in strides of the whole grid, so that any grid will do.
 struct cuda_kernel {
     char const* name;
     char const* ptx;
 
+    static constexpr std::string_view preamble = ".version 7.0\n.target sm_75\n.address_size 64\n";
     static constexpr unsigned threads = 256;
     /// Enough blocks for the items, and no more than keep a large GPU busy.
     [[nodiscard]] static constexpr auto blocks(std::size_t items) noexcept -> unsigned {
@@ -26,9 +29,6 @@ struct cuda_kernel {
 
 /// sum[i] += addend[i], of `count` floats.
 inline constexpr cuda_kernel cuda_add{.name = "copipe_add", .ptx = R"(
-.version 7.0
-.target sm_75
-.address_size 64
 .visible .entry copipe_add(.param .u64 sum, .param .u64 addend, .param .u64 count)
 {
     .reg .pred %end;
@@ -82,7 +82,8 @@ public:
         }
         loaded_.reserve(loaded_.size() + 1);
         entry made{.name = wanted.name, .library = nullptr, .kernel = nullptr};
-        require_cuda(cudaLibraryLoadData(&made.library, wanted.ptx, nullptr, nullptr, 0, nullptr, nullptr, 0),
+        std::string const module = std::string(cuda_kernel::preamble) + wanted.ptx;
+        require_cuda(cudaLibraryLoadData(&made.library, module.c_str(), nullptr, nullptr, 0, nullptr, nullptr, 0),
                      "cudaLibraryLoadData", {device_, wanted.name});
         loaded_.push_back(made);
         cudaKernel_t kernel = nullptr;

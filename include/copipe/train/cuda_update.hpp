@@ -14,9 +14,6 @@ namespace copipe {
 
 /// partial[block] = the sum of the squares of x[i] over the block's strides, in 64 bits.
 inline constexpr cuda_kernel cuda_square_sums{.name = "copipe_square_sums", .ptx = R"(
-.version 7.0
-.target sm_75
-.address_size 64
 .visible .entry copipe_square_sums(.param .u64 partial, .param .u64 x, .param .u64 count)
 {
     .reg .pred %end;
@@ -81,9 +78,6 @@ done:
 
 /// *total = partial[0] + partial[1] + ..., one after the other. For one block.
 inline constexpr cuda_kernel cuda_total{.name = "copipe_total", .ptx = R"(
-.version 7.0
-.target sm_75
-.address_size 64
 .visible .entry copipe_total(.param .u64 total, .param .u64 partial, .param .u32 count)
 {
     .reg .pred %end;
@@ -116,9 +110,6 @@ done:
 
 /// The update of adamw_update for host streams, operation by operation. The parameter is an adamw_arguments.
 inline constexpr cuda_kernel cuda_adamw{.name = "copipe_adamw", .ptx = R"(
-.version 7.0
-.target sm_75
-.address_size 64
 .visible .entry copipe_adamw(.param .align 8 .b8 with[80])
 {
     .reg .pred %end;
