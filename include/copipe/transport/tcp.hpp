@@ -5,6 +5,7 @@
 
 #include "copipe/async/channel.hpp"
 #include "copipe/device/host.hpp"
+#include "copipe/transport/tcp_frame.hpp"
 #include "copipe/transport/tcp_mesh.hpp"
 #include "copipe/transport/transport.hpp"
 
@@ -61,7 +62,7 @@ public:
     auto operator=(tcp const&) -> tcp& = delete;
     /// Takes leave of the others: what was sent is still delivered.
     ~tcp() {
-        for (line& each : lines_) post(each, {.kind = frame_kind::left});
+        for (line& each : lines_) post(each, {.kind = tcp_kind::left});
         boost::asio::post(io_, [this] {
             farewell_.expires_after(std::min<std::chrono::milliseconds>(silence_, std::chrono::seconds{5}));
             farewell_.async_wait([this](boost::system::error_code const& stopped) {
@@ -85,57 +86,6 @@ private:
     using clock = std::chrono::steady_clock;
     static constexpr auto has_left = "it has ended its own work and left";
 
-    enum class frame_kind : std::uint32_t { message, sum, failed, lost, alive, left };
-
-    /// How far a rank has come: how often it was reset, and since then, how many all-reduces it has ended.
-    using phase = std::uint64_t;
-    [[nodiscard]] static constexpr auto resets(phase of) noexcept -> phase { return of >> 32U; }
-
-    /// What goes ahead of every message. It counts on ranks that are as far as its sender, and not before: so a failure
-    /// does not overtake the sums that its rank had waited for.
-    struct frame {
-        frame_kind kind = frame_kind::message;
-        phase when = 0;
-        std::uint64_t payload = 0; ///< bytes that follow
-        envelope what{};
-    };
-    static_assert(std::is_trivially_copyable_v<frame>);
-
-    /// Host memory for a message between its arrival and its copy; used again.
-    struct block {
-        std::unique_ptr<std::byte[]> bytes{};
-        std::size_t capacity = 0;
-    };
-
-    /// Something to write. Dropping it fails its sender.
-    struct outgoing {
-        frame head{};
-        block own{}; ///< the data, if the frame brings its own
-        void const* data = nullptr;
-        typename Device::event const* ready = nullptr;
-        sending* sender = nullptr;
-
-        outgoing() = default;
-        outgoing(outgoing&& other) noexcept
-            : head(other.head),
-              own(std::move(other.own)),
-              data(other.data),
-              ready(other.ready),
-              sender(std::exchange(other.sender, nullptr)) {}
-        auto operator=(outgoing&& other) noexcept -> outgoing& {
-            std::swap(head, other.head);
-            std::swap(own, other.own);
-            std::swap(data, other.data);
-            std::swap(ready, other.ready);
-            std::swap(sender, other.sender);
-            return *this;
-        }
-        ~outgoing() { end(false); }
-        void end(bool well) noexcept {
-            if (sender) std::exchange(sender, nullptr)->ended(well);
-        }
-    };
-
 public:
     /// A message that has come in.
     class parcel {
@@ -144,12 +94,12 @@ public:
 
     private:
         friend tcp;
-        block bytes_{};
+        tcp_block bytes_{};
         bool last_ = false; ///< no message: the peer has left
     };
 
     /// The awaitable of a send: ends when the data has been handed to the operating system, and so with a done event.
-    class [[nodiscard]] sending : waiter {
+    class [[nodiscard]] sending : tcp_sender {
     public:
         sending(tcp& hub, int to, envelope const& what, void const* data, typename Device::event const& ready) noexcept
             : hub_(&hub), to_(to), what_(what), data_(data), ready_(&ready) {}
@@ -160,30 +110,23 @@ public:
         void await_suspend(std::coroutine_handle<> self, environment const* inherited) {
             handle = self;
             env = inherited;
-            outgoing sent;
-            sent.head = {.kind = frame_kind::message, .payload = what_.bytes, .what = what_};
+            tcp_outgoing sent{{.kind = tcp_kind::message, .payload = what_.bytes, .what = what_}};
             sent.data = data_;
             sent.ready = ready_;
-            sent.sender = this;
+            sent.sender.reset(this);
             hub_->post(hub_->line_to(to_), std::move(sent));
         }
         [[nodiscard]] auto await_resume() const -> typename Device::event {
-            if (failed_) hub_->rethrow(to_);
+            if (failed) hub_->rethrow(to_);
             return {};
         }
 
     private:
-        friend tcp;
-        void ended(bool well) noexcept {
-            failed_ = !well;
-            env->exec->wake(*this);
-        }
         tcp* hub_;
         int to_;
         envelope what_;
         void const* data_;
         typename Device::event const* ready_;
-        bool failed_ = false;
     };
 
     /// This rank's end. See transport_endpoint.
@@ -205,7 +148,7 @@ public:
         [[nodiscard]] auto accept(parcel& arrived, void* to, typename Device::stream& stream, timing timed)
             -> transfer<Device> {
             while (!copies_.empty() && copies_.front().first.done()) {
-                hub_->recycle(std::move(copies_.front().second));
+                hub_->blocks_.recycle(std::move(copies_.front().second));
                 copies_.pop_front();
             }
             transfer<Device> copied;
@@ -240,7 +183,7 @@ public:
         void reset() { hub_->reset(); }
         /// Sends an envelope alone: its arrival is not to be accepted, and nobody waits for it.
         void post(int to, envelope const& what) {
-            hub_->post(hub_->line_to(to), {.kind = frame_kind::message, .what = what});
+            hub_->post(hub_->line_to(to), {.kind = tcp_kind::message, .what = what});
         }
         /// What ended all operations; null while nothing has. From any thread.
         [[nodiscard]] auto failure() const -> std::exception_ptr {
@@ -252,14 +195,14 @@ public:
         friend tcp;
         explicit endpoint(tcp& hub) noexcept : hub_(&hub) {}
         tcp* hub_;
-        std::deque<std::pair<typename Device::event, block>> copies_{}; ///< under way, with what they read
+        std::deque<std::pair<typename Device::event, tcp_block>> copies_{}; ///< under way, with what they read
     };
 
 private:
     /// The way to one peer, and what came from it.
     struct line {
         int peer;
-        channel<outgoing> to_write{};
+        channel<tcp_outgoing> to_write{};
         channel<parcel> messages{};
         channel<parcel> sums{};
         clock::time_point heard = clock::now();
@@ -275,24 +218,19 @@ private:
 
     // What follows is called on the rank's thread as well as on the server's.
 
-    void post(line& to, outgoing sent) {
+    void post(line& to, tcp_outgoing sent) {
         {
             std::scoped_lock const lock{mutex_};
-            bool const counts = sent.head.kind == frame_kind::message || sent.head.kind == frame_kind::sum;
+            bool const counts = sent.head.kind == tcp_kind::message || sent.head.kind == tcp_kind::sum;
             if (counts && culprit_ >= 0) return; // dropped, which fails the sender
             sent.head.when = phase_;
         }
         to.to_write.send(std::move(sent));
     }
-    void post(line& to, frame const& head) {
-        outgoing sent;
-        sent.head = head;
-        post(to, std::move(sent));
-    }
+    void post(line& to, tcp_frame const& head) { post(to, tcp_outgoing{head}); }
     void post_sum(int to, std::span<double const> values) {
-        outgoing sent;
-        sent.head = {.kind = frame_kind::sum, .payload = values.size_bytes()};
-        sent.own = take_block(values.size_bytes());
+        tcp_outgoing sent{{.kind = tcp_kind::sum, .payload = values.size_bytes()}};
+        sent.own = blocks_.take(values.size_bytes());
         std::memcpy(sent.own.bytes.get(), values.data(), values.size_bytes());
         sent.data = sent.own.bytes.get();
         post(line_to(to), std::move(sent));
@@ -305,9 +243,9 @@ private:
             if (culprit_ >= 0) return;
             close(culprit, std::make_exception_ptr(peer_failed{culprit}));
         }
-        tell(frame_kind::failed, culprit);
+        tell(tcp_kind::failed, culprit);
     }
-    void tell(frame_kind what, int culprit) {
+    void tell(tcp_kind what, int culprit) {
         for (line& each : lines_)
             post(each, {.kind = what, .what = {.identity = static_cast<std::uint64_t>(culprit)}});
     }
@@ -335,7 +273,7 @@ private:
         advance(((resets(phase_) + 1) << 32U) - phase_);
     }
     /// Called on the rank's thread alone, which therefore may read the phase.
-    void advance(phase by) {
+    void advance(tcp_phase by) {
         {
             std::scoped_lock const lock{mutex_};
             phase_ += by;
@@ -364,24 +302,6 @@ private:
         throw peer_lost{to, has_left};
     }
 
-    [[nodiscard]] auto take_block(std::size_t bytes) -> block {
-        {
-            std::scoped_lock const lock{mutex_};
-            auto const fits = std::find_if(spare_.begin(), spare_.end(),
-                                           [bytes](block const& each) { return each.capacity >= bytes; });
-            if (fits != spare_.end()) {
-                block found = std::move(*fits);
-                spare_.erase(fits);
-                return found;
-            }
-        }
-        return {std::make_unique_for_overwrite<std::byte[]>(bytes), bytes};
-    }
-    void recycle(block used) {
-        std::scoped_lock const lock{mutex_};
-        spare_.push_back(std::move(used));
-    }
-
     // From here on, the server's thread only.
 
     auto serve() -> task<> {
@@ -399,8 +319,8 @@ private:
     /// Writes what is posted, in order, until it has taken leave.
     auto write_all(line& to) -> task<> {
         for (bool leaving = false; !leaving;) {
-            outgoing next = co_await to.to_write.receive();
-            leaving = next.head.kind == frame_kind::left;
+            tcp_outgoing next = co_await to.to_write.receive();
+            leaving = next.head.kind == tcp_kind::left;
             if (next.ready) co_await next.ready->completion();
             if (to.closed || (next.sender && culprit_ >= 0)) continue;
             try {
@@ -408,11 +328,11 @@ private:
                     boost::asio::buffer(&next.head, sizeof next.head),
                     boost::asio::buffer(next.data, next.head.payload)};
                 co_await boost::asio::async_write(socket_to(to), parts, use_task);
-                next.end(true);
+                next.written();
             } catch (boost::system::system_error const& broken) {
                 lose(to, broken.code().message());
             }
-            if (next.own.bytes) recycle(std::move(next.own));
+            if (next.own.bytes) blocks_.recycle(std::move(next.own));
         }
         left_.advance();
     }
@@ -427,18 +347,18 @@ private:
         }
     }
     auto read_one(line& from) -> task<> {
-        frame head;
+        tcp_frame head;
         co_await boost::asio::async_read(socket_to(from), boost::asio::buffer(&head, sizeof head), use_task);
         from.heard = clock::now();
-        if (head.kind == frame_kind::alive) co_return;
-        if (head.kind == frame_kind::left) {
+        if (head.kind == tcp_kind::alive) co_return;
+        if (head.kind == tcp_kind::left) {
             bid_farewell(from);
             co_return;
         }
         parcel arrived;
         arrived.what = head.what;
         if (head.payload != 0) {
-            arrived.bytes_ = take_block(head.payload);
+            arrived.bytes_ = blocks_.take(head.payload);
             co_await boost::asio::async_read(
                 socket_to(from), boost::asio::buffer(arrived.bytes_.bytes.get(), head.payload), use_task);
         }
@@ -447,15 +367,15 @@ private:
         from.heard = clock::now();
         deliver(from, head, std::move(arrived));
     }
-    void deliver(line& from, frame const& head, parcel arrived) {
+    void deliver(line& from, tcp_frame const& head, parcel arrived) {
         std::scoped_lock const lock{mutex_};
         if (resets(head.when) != resets(phase_)) return;
-        if (head.kind == frame_kind::message) from.messages.send(std::move(arrived));
-        if (head.kind == frame_kind::sum) from.sums.send(std::move(arrived));
+        if (head.kind == tcp_kind::message) from.messages.send(std::move(arrived));
+        if (head.kind == tcp_kind::sum) from.sums.send(std::move(arrived));
         if (culprit_ >= 0) return;
         auto const culprit = static_cast<int>(head.what.identity);
-        if (head.kind == frame_kind::failed) close(culprit, std::make_exception_ptr(peer_failed{culprit}));
-        if (head.kind == frame_kind::lost)
+        if (head.kind == tcp_kind::failed) close(culprit, std::make_exception_ptr(peer_failed{culprit}));
+        if (head.kind == tcp_kind::lost)
             close(culprit, std::make_exception_ptr(
                                peer_lost{culprit, "rank " + std::to_string(from.peer) + " heard no more of it"}));
     }
@@ -477,7 +397,7 @@ private:
         }
         boost::system::error_code ignored;
         socket_to(gone).close(ignored);
-        tell(frame_kind::lost, gone.peer);
+        tell(tcp_kind::lost, gone.peer);
     }
 
     auto watch() -> task<> {
@@ -486,7 +406,7 @@ private:
             co_await pause.async_wait(use_task);
             for (line& each : lines_) {
                 if (each.peer == own_ || each.closed) continue;
-                post(each, {.kind = frame_kind::alive});
+                post(each, {.kind = tcp_kind::alive});
                 if (clock::now() > each.heard && clock::now() - each.heard > silence_)
                     lose(each, "it has been silent for " + std::to_string(silence_.count()) + " ms");
             }
@@ -505,12 +425,12 @@ private:
     tcp_mesh mesh_;
     std::deque<line> lines_{};
     std::mutex mutex_{};
-    phase phase_ = 0;
+    tcp_phase phase_ = 0;
     std::atomic<int> culprit_{-1};
     std::exception_ptr reason_{};
     std::exception_ptr lost_{}; ///< why operations fail after a reset, too
     int lost_rank_ = -1;
-    std::vector<block> spare_{};
+    tcp_blocks blocks_{};
     progress_counter reached_{}; ///< the phase, for those on the server's thread
     progress_counter left_{};
     std::stop_source stop_{};
