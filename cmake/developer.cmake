@@ -37,8 +37,9 @@ if(COPIPE_SANITIZERS)
     endif()
 endif()
 
-# What copipe includes of others, read once, saves clang++ a fifth of its time; g++ gains nothing, a compiler cache would
-# lose. Targets with options of their own go without. It is not copipe's own headers: what a file forgets must be missed.
+# What copipe includes of others, read once, saves clang++ a fifth of its time; g++ gains nothing, a compiler cache
+# would lose. Targets with options of their own go without. It is not copipe's own headers: what a file forgets must be
+# missed.
 if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang" AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
     function(copipe_precompile folder)
         get_property(targets DIRECTORY ${folder} PROPERTY BUILDSYSTEM_TARGETS)
