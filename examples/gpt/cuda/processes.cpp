@@ -19,8 +19,8 @@ namespace {
 template <class Device>
 class over_nccl : public copipe::nccl_processes<Device> {
 public:
-    over_nccl(copipe::launch own, typename copipe::nccl_processes<Device>::pairs talking)
-        : copipe::nccl_processes<Device>(std::move(own), std::move(talking), {.name = copipe::name_of_message}) {}
+    over_nccl(copipe::launch own, copipe::traffic expected)
+        : copipe::nccl_processes<Device>(std::move(own), std::move(expected), {.name = copipe::name_of_message}) {}
 };
 
 } // namespace
