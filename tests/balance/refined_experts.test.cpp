@@ -6,7 +6,7 @@
 #include <set>
 
 using namespace copipe;
-using loads = std::vector<double>;
+using expert_loads = std::vector<double>;
 
 namespace {
 
@@ -26,7 +26,7 @@ bool groups_stay_whole(expert_map const& map, expert_shape const& shape, int siz
 
 /// The least possible load of the busiest of two GPUs that hold no expert twice, by trying every choice: each expert
 /// is on the first GPU, on the second, or halved over both.
-double least_peak_of_two(loads const& work, std::size_t at, int slots, int first, int second, double a, double b) {
+double least_peak_of_two(expert_loads const& work, std::size_t at, int slots, int first, int second, double a, double b) {
     if (first > slots || second > slots) return 1e300;
     if (at == work.size()) return first == slots && second == slots ? std::max(a, b) : 1e300;
     double const load = work[at];
@@ -46,7 +46,7 @@ TEST_CASE("a refined placement is never worse, keeps copies apart and groups who
         int const experts = groups * size, slots = (experts + gpus - 1) / gpus + any(0, 2);
         expert_shape const shape{slots * gpus, groups, nodes, gpus};
         if (slots * nodes > experts) continue;
-        loads work;
+        expert_loads work;
         for (int e = 0; e < experts; ++e) work.push_back(round % 2 == 0 ? any(1, 100) : 1000.0 / any(1, 60));
         auto const refined = refine_experts(work, shape);
         double const before = max_over_mean(work, place_experts(work, shape), gpus);
@@ -62,7 +62,7 @@ TEST_CASE("a refined placement is never worse, keeps copies apart and groups who
 TEST_CASE("on two GPUs a refined placement is as good as the best that keeps copies apart") {
     std::mt19937 random(8);
     for (int round = 0; round < 40; ++round) {
-        loads work;
+        expert_loads work;
         for (int e = 0; e < 8; ++e) work.push_back(double(1 + random() % 90));
         expert_shape const shape{.replicas = 10, .gpus = 2};
         double total = 0;
@@ -74,7 +74,7 @@ TEST_CASE("on two GPUs a refined placement is as good as the best that keeps cop
 
 TEST_CASE("an expert that all tokens want is spread over its node once per GPU") {
     expert_shape const shape{.replicas = 24, .groups = 4, .nodes = 2, .gpus = 4};
-    loads work(16, 1.0);
+    expert_loads work(16, 1.0);
     work[5] = 100'000;
     auto const refined = refine_experts(work, shape);
     CHECK(refined.logcnt[5] == 2);
@@ -85,13 +85,13 @@ TEST_CASE("an expert that all tokens want is spread over its node once per GPU")
 
 TEST_CASE("the published placement stays where keeping copies apart would be worse") {
     expert_shape const shape{.replicas = 6, .gpus = 2};
-    loads const work{39, 78, 33, 3};
+    expert_loads const work{39, 78, 33, 3};
     CHECK(refine_experts(work, shape) == place_experts(work, shape));
     CHECK_FALSE(apart(place_experts(work, shape), shape));
 }
 
 TEST_CASE("a GPU with more slots than experts holds each expert as evenly as it can") {
-    loads const work{3, 2};
+    expert_loads const work{3, 2};
     expert_shape const shape{.replicas = 6, .gpus = 2};
     auto const refined = refine_experts(work, shape);
     CHECK(max_over_mean(work, refined, 2) == Approx(1));
