@@ -26,7 +26,8 @@ bool groups_stay_whole(expert_map const& map, expert_shape const& shape, int siz
 
 /// The least possible load of the busiest of two GPUs that hold no expert twice, by trying every choice: each expert
 /// is on the first GPU, on the second, or halved over both.
-double least_peak_of_two(expert_loads const& work, std::size_t at, int slots, int first, int second, double a, double b) {
+double least_peak_of_two(expert_loads const& work, std::size_t at, int slots, int first, int second, double a,
+                         double b) {
     if (first > slots || second > slots) return 1e300;
     if (at == work.size()) return first == slots && second == slots ? std::max(a, b) : 1e300;
     double const load = work[at];
