@@ -197,6 +197,7 @@ void add_options(CLI::App& app, options& to) {
         ->capture_default_str();
     count(app, "--ranks-per-gpu", to.ranks_per_gpu, 0, 1024,
           "ranks that may share a GPU; 0: one, or with --device auto\nas many as must");
+    count(app, "--meet-within", to.meet_within, 1, 86'400, "seconds that processes, one per rank, wait for each other");
     app.add_flag("--compare", to.compare, "train a few steps under every policy instead, and print\na table");
 
     app.option_defaults()->group("Files");

@@ -44,6 +44,7 @@ struct options {
     int ranks_per_gpu = 0;          ///< that may share one; 0: one if GPUs were asked for, else as many as must
 
     copipe::launch process{}; ///< this process among those that a launcher has started, one per rank
+    int meet_within = 60;     ///< seconds that they wait for each other
 
     std::size_t memory_limit = 0; ///< bytes that each rank may use of its device's memory; 0: no limit
 

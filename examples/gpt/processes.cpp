@@ -11,11 +11,12 @@
 
 namespace gpt {
 
-auto agreed_cut(copipe::launch const& own, copipe::partition const& here, bool on_gpu) -> copipe::partition {
+auto agreed_cut(copipe::launch const& own, copipe::partition const& here, bool on_gpu, std::chrono::seconds within)
+    -> copipe::partition {
     copipe::packet card;
     card.put(std::uint64_t{on_gpu}).put(here.bounds().size());
     for (int const bound : here.bounds()) card.put(static_cast<std::uint64_t>(bound));
-    copipe::meeting const met = copipe::meet(own, card.bytes());
+    copipe::meeting const met = copipe::meet(own, card.bytes(), {.deadline = within});
     copipe::packet first{met.members.front().card};
     bool const gpus = first.number() != 0;
     for (std::size_t rank = 1; rank < met.members.size(); ++rank) {

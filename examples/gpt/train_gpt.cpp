@@ -10,6 +10,7 @@
 #include "gpt/sampler.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <cstddef>
 #include <cstdint>
@@ -106,7 +107,8 @@ public:
         options.lookahead = of.where.lookahead();
         options.layers = plan_.cut;
         if (asked_.process.size > 1)
-            options.layers = gpt::agreed_cut(asked_.process, plan_.cut, of.where.gpus > 0);
+            options.layers = gpt::agreed_cut(asked_.process, plan_.cut, of.where.gpus > 0,
+                                             std::chrono::seconds{asked_.meet_within});
         if (asked_.memory_limit != 0) options.memory = {.bytes = {asked_.memory_limit}, .layers = plan_.layers};
         if (asked_.balanced && asked_.fingerprints != "none")
             options.fingerprints = asked_.fingerprints == "cache" ? copipe::fingerprint_cache() : asked_.fingerprints;

@@ -3,8 +3,7 @@
 #include "catch.hpp"
 
 #include "cases.hpp"
-#include "program.hpp"
-#include "transport/processes.hpp"
+#include "workplace.hpp"
 
 #include <nlohmann/json.hpp>
 
@@ -12,78 +11,12 @@
 #include <cmath>
 #include <csignal>
 #include <cstddef>
-#include <fstream>
 #include <map>
-#include <set>
 #include <string>
 #include <sys/stat.h>
 #include <tuple>
 #include <utility>
 #include <vector>
-
-namespace {
-
-using words = std::vector<std::string>;
-
-/// Nine layers, enough for the eight stages of DualPipeV on four ranks.
-words const small{"--layers",           "7", "--width",         "16", "--heads",      "2", "--context", "16",
-                  "--micro-batch-size", "2", "--micro-batches", "8",  "--eval-every", "0", "--sample",  "0"};
-
-words operator+(words a, words const& b) {
-    a.insert(a.end(), b.begin(), b.end());
-    return a;
-}
-
-/// A folder with a text to learn.
-class workplace {
-public:
-    workplace() {
-        std::string text;
-        for (int i = 0; i < 400; ++i) text += "line " + std::to_string(i * i % 97) + " of a text;\n";
-        put_contents(folder_ / "text", text);
-    }
-
-    [[nodiscard]] auto start(words const& arguments) const -> program {
-        bool const own_data = std::find(arguments.begin(), arguments.end(), "--data") != arguments.end();
-        words const data = own_data ? words{} : words{"--data", "text"};
-        return program{TRAIN_GPT, small + data + arguments, folder_.path()};
-    }
-    [[nodiscard]] auto run(words const& arguments) const -> outcome { return start(arguments).end(); }
-    /// As a launcher starts one of several processes.
-    [[nodiscard]] auto start_rank(int rank, int size, int port, words const& arguments) const -> program {
-        words const set{"RANK=" + std::to_string(rank), "WORLD_SIZE=" + std::to_string(size), "MASTER_ADDR=127.0.0.1",
-                        "MASTER_PORT=" + std::to_string(port), TRAIN_GPT};
-        return program{"/usr/bin/env", set + small + words{"--data", "text"} + arguments, folder_.path()};
-    }
-
-    /// Runs, and reads the log.
-    [[nodiscard]] auto losses(words const& arguments) const -> std::vector<double> {
-        outcome const ended = run(arguments + words{"--log", "log"});
-        INFO(ended.err);
-        REQUIRE(ended.code == 0);
-        return logged("log");
-    }
-    /// The losses of a log, whose steps count on from 1.
-    [[nodiscard]] auto logged(std::string const& name) const -> std::vector<double> {
-        std::vector<double> found;
-        std::ifstream lines{folder_ / name};
-        for (std::string line; std::getline(lines, line);) {
-            auto const step = nlohmann::json::parse(line);
-            REQUIRE(step.at("step") == found.size() + 1);
-            found.push_back(step.at("loss"));
-        }
-        return found;
-    }
-    [[nodiscard]] auto operator/(std::string const& name) const -> std::string { return folder_ / name; }
-    [[nodiscard]] auto files() const { return folder_.entries(); }
-
-private:
-    temporary_folder folder_{};
-};
-
-words under(std::string const& policy, int ranks) { return {"--policy", policy, "--ranks", std::to_string(ranks)}; }
-
-} // namespace
 
 TEST_CASE("gpipe, one_f_one_b and dualpipe_v log the losses of sequential bit for bit on one, two and four ranks") {
     workplace const here;
@@ -365,36 +298,6 @@ TEST_CASE("the option --help names every option and ends well") {
     for (std::string const option : {"policy", "ranks", "micro-batches", "micro-batch-size", "layers", "width", "heads",
                                      "context", "steps", "learning-rate", "seed", "data", "eval-every", "checkpoint",
                                      "resume", "timeline", "log", "sample", "compare", "layout", "balance",
-                                     "balance-every", "slow", "memory-limit", "fingerprints"})
+                                     "balance-every", "slow", "memory-limit", "fingerprints", "meet-within"})
         CHECK(ended.out.find("--" + option + ' ') != std::string::npos);
-}
-
-TEST_CASE("launched several times with torchrun's variables, it is one pipeline and learns what one process does") {
-    workplace const here;
-    words const steps{"--policy", "dualpipe_v", "--steps", "4", "--checkpoint", "model"};
-    auto const reference = here.losses(under("dualpipe_v", 3) + words{"--steps", "4"});
-    int const port = free_port();
-    program others[] = {here.start_rank(2, 3, port, steps), here.start_rank(1, 3, port, steps)};
-    outcome const first = here.start_rank(0, 3, port, steps + words{"--log", "job"}).end();
-    INFO(first.err);
-    CHECK(first.code == 0);
-    CHECK(first.out.find("rank 0 of 3 (on this machine 0 of 3), told by torchrun") != std::string::npos);
-    for (program& each : others) {
-        outcome const ended = each.end();
-        CHECK(ended.code == 0);
-        CHECK(ended.err == "");
-        CHECK(std::count(ended.out.begin(), ended.out.end(), '\n') == 1);
-    }
-    CHECK(here.logged("job") == reference);
-    CHECK(here.run(under("gpipe", 2) + words{"--steps", "5", "--resume", "model"}).code == 0);
-}
-
-TEST_CASE("launched with variables that contradict each other, it says so in one line, with exit code 2") {
-    workplace const here;
-    outcome const ended = here.start_rank(2, 2, 1, {}).end();
-    CHECK(ended.code == 2);
-    CHECK(ended.err.find("RANK is 2 and WORLD_SIZE is 2") != std::string::npos);
-    outcome const other = here.start_rank(0, 2, 1, under("dualpipe_v", 4)).end();
-    CHECK(other.code == 2);
-    CHECK(other.err.find("processes: start one process per rank") != std::string::npos);
 }

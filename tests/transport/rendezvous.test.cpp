@@ -88,6 +88,17 @@ TEST_CASE("processes that do not agree on their number are told so, every one of
         CHECK_THAT(each, says("rank 1 was started as one of 3 processes, rank 0 as one of 2"));
 }
 
+TEST_CASE("who comes when the meeting has already failed is told why, not left waiting for the deadline") {
+    auto const port = free_port();
+    std::string first;
+    std::thread host([&] { first = met_by({place(0, 3, port)}, {.deadline = 20s, .retry = 200ms})[0]; });
+    std::string const second = met_by({place(1, 4, port)}, patient)[0], third = met_by({place(2, 3, port)}, patient)[0];
+    host.join();
+    CHECK_THAT(first, says("rank 1 was started as one of 4 processes, rank 0 as one of 3"));
+    CHECK(second == first);
+    CHECK(third == first);
+}
+
 TEST_CASE("two processes with one rank are told so, and so are the others") {
     auto const port = free_port();
     for (auto const& each : met_by({place(0, 3, port), place(1, 3, port), place(1, 3, port)}, patient))

@@ -98,8 +98,8 @@ public:
         try {
             run(exec, own_.rank == 0 ? host() : join(), late_.get_token());
         } catch (cancelled const&) {
-            refuse_all(reason_of_delay());
-            throw rendezvous_error(reason_of_delay());
+            if (refusal_.empty()) refuse_all(reason_of_delay());
+            throw rendezvous_error(refusal_);
         }
         return std::move(met_);
     }
@@ -157,9 +157,6 @@ private:
             try {
                 co_await guests.join();
             } catch (all_came const&) {
-            } catch (rendezvous_error const& reason) {
-                refuse_all(reason.what());
-                throw;
             }
         }
         door.close(); // whoever has its answer may come to the next meeting here
@@ -198,7 +195,8 @@ private:
             guests.spawn(welcome(std::move(guest)));
         }
     }
-    /// Takes a guest's card, and leaves strangers standing. A guest whose place is not as the others' ends the meeting.
+    /// Takes a guest's card, and leaves strangers standing. A guest whose place is not as the others' ends the meeting,
+    /// once those who are about to come have been told, too.
     auto welcome(tcp::socket guest) -> task<> {
         std::string job, card;
         std::uint64_t size = 0, rank = 0;
@@ -229,17 +227,22 @@ private:
         } else if (rank == 0 || rank >= size || !met_.members[rank].address.empty()) {
             wrong = "two processes came to " + place() + " as " + name + ": give each a RANK of its own";
         }
-        if (!wrong.empty()) {
-            refuse(guest, wrong);
-            throw rendezvous_error(wrong);
+        if (!wrong.empty() && refusal_.empty()) {
+            refuse_all(wrong);
+            expire_after(std::min(options_.deadline, 10 * options_.retry));
+        }
+        if (!refusal_.empty()) {
+            refuse(guest, refusal_);
+            co_return;
         }
         met_.members[rank] = {guest.remote_endpoint().address().to_string(), std::move(card)};
         guests_.emplace_back(rank, std::move(guest));
         if (guests_.size() + 1 == met_.members.size()) throw all_came{};
     }
 
-    void refuse_all(std::string const& sentence) {
-        for (auto& [rank, socket] : guests_) refuse(socket, sentence);
+    void refuse_all(std::string sentence) {
+        refusal_ = std::move(sentence);
+        for (auto& [rank, socket] : guests_) refuse(socket, refusal_);
     }
     static void refuse(tcp::socket& guest, std::string const& sentence) {
         boost::system::error_code gone;
@@ -292,6 +295,7 @@ private:
     std::stop_source late_{};
     bool reached_ = false;
     std::string trouble_ = "no attempt has ended";
+    std::string refusal_{}; ///< why rank 0 sends everyone away
     std::vector<std::pair<std::uint64_t, tcp::socket>> guests_{};
     meeting met_{};
 };
