@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Two ranks of train_gpt, one of which really computes two times slower: the time of a step after `balanced` has moved
-# layers, against every partition held from the start. And what measuring costs: of two steps in a row only the second
-# times each layer and probes the devices.
-#   bench/balance_gpt.sh [ROUNDS]   2 rounds when none are named
+# layers, against every partition held from the start; against the best of them in turns. And what measuring costs: of
+# two steps in a row only the second times each layer and probes the devices.
+#   bench/balance_gpt.sh [ROUNDS]   3 rounds when none are named
 set -euo pipefail
 export LC_ALL=C
 # shellcheck source=../cmake/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
 cd "$copipe_root"
-rounds=${1:-2}
+rounds=${1:-3}
 [[ $rounds =~ ^[1-9][0-9]*$ ]] || die "bench/balance_gpt.sh takes a number of rounds"
 
 unset OPENBLAS_CORETYPE
@@ -35,30 +35,38 @@ layouts=("E|$(blocks 8)L")
 for ((first = 1; first < 8; ++first)); do layouts+=("E$(blocks "$first")|$(blocks $((8 - first)))L"); done
 layouts+=("E$(blocks 8)|L")
 
+# hold STEPS LAYOUT: the median step in seconds, but for the first four, with layers held so from the start.
+hold() {
+    train "$1" --layout "$2" --slow 1=2@1
+    tail -n +5 "$scratch/log" | seconds | median
+}
+
+best="" least=""
+for layout in "${layouts[@]}"; do
+    for ((round = 1; round <= rounds; ++round)); do hold 14 "$layout"; done >"$scratch/held"
+    each=$(median <"$scratch/held")
+    printf '%-12s %8.2f ms\n' "$layout" "$(awk "BEGIN { print 1e3 * $each }")"
+    if [[ ! $best ]] || awk "BEGIN { exit !($each < $least) }"; then best=$layout least=$each; fi
+done
+
+# What this machine does at one time says little of another: the best partition once more before each run that moves.
 for ((round = 1; round <= rounds; ++round)); do
-    say "round $round of $rounds"
-    for layout in "${layouts[@]}"; do
-        train 14 --layout "$layout" --slow 1=2@1
-        tail -n +5 "$scratch/log" | seconds | median >>"$scratch/fixed.$layout"
-    done
-    train 120 --balance balanced --fingerprints none --slow 1=2@21
-    tail -n 40 "$scratch/log" | seconds | median >>"$scratch/balanced"
-    sed -n 's/.*"moved_to":\[\([^]]*\)\].*/\1/p' "$scratch/log" | paste -sd' ' >>"$scratch/moved"
+    held=$(hold 44 "$best")
+    train 80 --balance balanced --fingerprints none --slow 1=2@21
+    after=$(tail -n 40 "$scratch/log" | seconds | median)
+    printf '%-12s %8.2f ms, then balanced %8.2f ms, %.3f of it; bounds moved to: %s\n' "$best" \
+        "$(awk "BEGIN { print 1e3 * $held }")" "$(awk "BEGIN { print 1e3 * $after }")" \
+        "$(awk "BEGIN { print $after / $held }" | tee -a "$scratch/ratios")" \
+        "$(sed -n 's/.*"moved_to":\[\([^]]*\)\].*/\1/p' "$scratch/log" | paste -sd' ')"
+done
+printf 'balanced: %.3f of the best partition held from the start, median of %d\n' \
+    "$(median <"$scratch/ratios")" "$rounds"
+
+for ((round = 1; round <= rounds; ++round)); do
     train 140 --balance balanced --fingerprints none --balance-every 20
     tail -n +21 "$scratch/log" | seconds | awk 'NR % 2 == 1' | median >>"$scratch/plain"
     tail -n +21 "$scratch/log" | seconds | awk 'NR % 2 == 0' | median >>"$scratch/measured"
 done
-
-best=""
-for layout in "${layouts[@]}"; do
-    each=$(median <"$scratch/fixed.$layout")
-    printf '%-12s %8.2f ms\n' "$layout" "$(awk "BEGIN { print 1e3 * $each }")"
-    best=$(printf '%s\n%s\n' "$each" "$best" | grep . | sort -g | head -n 1)
-done
-after=$(median <"$scratch/balanced")
-printf '%-12s %8.2f ms, %.3f of the best; bounds moved to: %s\n' balanced \
-    "$(awk "BEGIN { print 1e3 * $after }")" "$(awk "BEGIN { print $after / $best }")" \
-    "$(paste -sd';' "$scratch/moved")"
 plain=$(median <"$scratch/plain") measured=$(median <"$scratch/measured")
 printf 'measuring: %.2f ms a step with, %.2f ms without: %+.2f %% on steps that are measured\n' \
     "$(awk "BEGIN { print 1e3 * $measured }")" "$(awk "BEGIN { print 1e3 * $plain }")" \

@@ -56,9 +56,11 @@ for ((round = 1; round <= rounds; ++round)); do
     paste -d' ' "$scratch/first" "$scratch/second" |
         awk -v reference="$reference" '{ print $1 * $4 / ($1 + $4), 0, 0, reference / $1 + reference / $4 }' \
             >>"$scratch/apart"
+    say "sequential: $reference s a step; two apart: speed-up $(tail -n 1 "$scratch/apart" | cut -d' ' -f4)"
     for policy in "${policies[@]}"; do
         once "$policy" 2 "${cores[0]},${cores[1]}" >"$scratch/now"
         awk -v reference="$reference" '{ print $0, reference / $1 }' "$scratch/now" >>"$scratch/$policy"
+        say "$policy: $(tail -n 1 "$scratch/$policy" | awk '{ printf "%.3f s a step, speed-up %.3f", $1, $4 }')"
     done
 done
 
