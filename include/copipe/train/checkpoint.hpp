@@ -1,17 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a checkpoint says besides its tensors, and how a trainer checks that a file is one of its own model.
+// A trainer's checkpoint as a file: what it says besides its tensors, and how a file is checked to be one of the model.
 #pragma once
 
 #include "copipe/error.hpp"
 #include "copipe/model/tensor.hpp"
+#include "copipe/pipeline/gradient_reduction.hpp"
 #include "copipe/train/safetensors_reader.hpp"
+#include "copipe/train/safetensors_writer.hpp"
 
 #include <charconv>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
+#include <optional>
+#include <span>
 #include <string>
 #include <system_error>
+#include <vector>
 
 namespace copipe {
 
@@ -71,6 +77,58 @@ template <class = void>
     throw checkpoint_error(file.path(), "tensor " + name + " is " + found->dtype + " " + shape +
                                             "], the model has F32 " + to_string(sizes) +
                                             ": it belongs to a model of another size");
+}
+
+/// A parameter (state 0) or a part of its optimizer state (from 1), as it lies in checkpoints.
+struct stored_tensor {
+    std::string name;
+    extents sizes;
+    parameter_group const* group;
+    std::size_t state;
+};
+
+/// Writes a checkpoint, which appears whole or not at all: `read` fills in each tensor's values, in order. Where a file
+/// has several processes' tensors, one of them `writes` and the others only read. Throws file_error.
+template <class = void>
+void write_checkpoint(std::string const& file, bool writes, training_position const& where,
+                      std::vector<stored_tensor> const& tensors,
+                      std::function<void(stored_tensor const&, std::vector<float>&)> const& read) {
+    std::optional<safetensors_writer> writer;
+    if (writes) {
+        std::vector<tensor_entry> entries;
+        for (stored_tensor const& each : tensors)
+            entries.push_back({.name = each.name,
+                               .dtype = std::string(name_of(dtype::f32)),
+                               .shape = {each.sizes.begin(), each.sizes.end()}});
+        writer.emplace(file, std::move(entries), where.metadata());
+    }
+    std::vector<float> values;
+    for (stored_tensor const& each : tensors) {
+        read(each, values);
+        if (writer) writer->write(each.name, std::as_bytes(std::span{values}));
+    }
+    if (writer) writer->commit();
+}
+
+/// Reads a checkpoint of exactly these tensors: `write` is told each one's values once all have been found to fit.
+/// Throws file_error, safetensors_error or checkpoint_error.
+template <class = void>
+[[nodiscard]] auto read_checkpoint(std::string const& file, std::vector<stored_tensor> const& tensors,
+                                   std::function<void(stored_tensor const&, std::vector<float> const&)> const& write)
+    -> training_position {
+    safetensors_reader const reader{file};
+    training_position const where = training_position::in(reader);
+    for (stored_tensor const& each : tensors) static_cast<void>(require_tensor(reader, each.name, each.sizes));
+    if (tensors.size() != reader.entries().size())
+        throw checkpoint_error(file, "has " + std::to_string(reader.entries().size()) + " tensors, the model " +
+                                         std::to_string(tensors.size()) + ": it belongs to another model");
+    std::vector<float> values;
+    for (stored_tensor const& each : tensors) {
+        values.resize(static_cast<std::size_t>(each.sizes.count()));
+        reader.read(reader.at(each.name), std::as_writable_bytes(std::span{values}));
+        write(each, values);
+    }
+    return where;
 }
 
 } // namespace copipe

@@ -21,11 +21,34 @@
 
 namespace copipe {
 
+/// Which layers form which stage, and which of them are recomputed, in order.
+struct fitted_layers {
+    partition cut;
+    row<int> recomputed{};
+};
+
+template <class = void> struct basic_memory_limit;
+template <class = void>
+[[nodiscard]] auto memory_problem(basic_memory_limit<> const& limit, std::vector<program> const& programs,
+                                  placement const& where, std::size_t states, std::size_t lookahead)
+    -> partition_problem;
+template <class = void>
+[[nodiscard]] auto fit_into_memory(partition_problem const& of, partition const& first, bool told) -> fitted_layers;
+
+/// How a trainer keeps within a memory_limit.
+struct memory_planner {
+    decltype(&memory_problem<>) problem;
+    decltype(&fit_into_memory<>) fit;
+};
+template <class = void> inline constexpr memory_planner exact_memory_planner{&memory_problem<>, &fit_into_memory<>};
+
 /// What ranks may hold, and what layers need.
-struct memory_limit {
+template <class> struct basic_memory_limit {
     std::vector<std::size_t> bytes{};    ///< of device memory, for each rank, or one number for every rank
     std::vector<layer_profile> layers{}; ///< of profile_layers
+    memory_planner const* planner = &exact_memory_planner<>; ///< named only here: others need not compile it
 };
+using memory_limit = basic_memory_limit<>;
 
 /// A rank's layers need more memory than it may use, even if all of them are recomputed.
 class memory_error : public error {
@@ -65,10 +88,9 @@ template <class = void> [[nodiscard]] auto most_in_flight(program const& own, in
 /// The model and its schedule as a problem for solve_partition: times from the profile, in nanoseconds, and memory as
 /// the engine will use it, with `states` optimizer tensors per parameter and hosts `lookahead` actions ahead. Throws
 /// partition_error for interleaved placements and for replicas, which the solver has no memory limits for.
-template <class = void>
-[[nodiscard]] auto memory_problem(memory_limit const& limit, std::vector<program> const& programs,
-                                         placement const& where, std::size_t states, std::size_t lookahead)
-    -> partition_problem {
+template <class>
+auto memory_problem(memory_limit const& limit, std::vector<program> const& programs, placement const& where,
+                    std::size_t states, std::size_t lookahead) -> partition_problem {
     if (where.replicas > 1) throw partition_error("memory limits do not go with several replicas yet");
     stage_map const map = stages_on_ranks(where);
     if (map.order == stage_order::loop) throw partition_error("memory limits do not go with interleaved schedules");
@@ -128,6 +150,16 @@ template <class = void>
     int rank = 0;
     while (rank + 1 < of.ranks && needed[rank] <= of.capacity[rank]) ++rank;
     throw memory_error(rank, static_cast<std::size_t>(needed[rank]), static_cast<std::size_t>(of.capacity[rank]));
+}
+
+/// `first`, or, if that does not fit into memory and was not `told`, a partition that does. Throws as above.
+template <class>
+auto fit_into_memory(partition_problem const& of, partition const& first, bool told) -> fitted_layers {
+    fitted_layers found{first};
+    if (!told && !recompute_for(of, row<int>(first.bounds())))
+        if (auto const fits = solve_partition(of)) found.cut = partition::given(fits->bounds, first.layers());
+    found.recomputed = require_recompute(of, found.cut);
+    return found;
 }
 
 } // namespace copipe
