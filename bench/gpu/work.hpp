@@ -78,7 +78,8 @@ class arena {
 public:
     arena(cuda_device& dev, int size) : size_(size), stream_(&dev.open_stream("arena")) {
         for (tensor& each : operands_) each = tensor{*stream_->memory(), {size, size}};
-        workspace_ = tensor{*stream_->memory(), {std::int64_t{1} << 23}};
+        std::int64_t const rounded = gpt::bytes_in_bf16(gpt::linear_shape{size, size, size});
+        workspace_ = tensor{*stream_->memory(), {(std::int64_t{1} << 23) + rounded / 4}};
         std::vector<float> values(operands_[0].count());
         copipe::counter_random const random{1, 2};
         for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(random.uniform(i) - 0.5) / 8;

@@ -231,7 +231,7 @@ struct world {
     }
     auto allocate(std::size_t bytes, cudaMemoryType type, int device) -> void* {
         auto* const data = static_cast<std::byte*>(std::aligned_alloc(256, (bytes + 255) / 256 * 256));
-        std::memset(data, 0xff, bytes); // undefined contents are not-a-number
+        if (bytes < std::size_t{1} << 24U) std::memset(data, 0xff, bytes); // undefined contents are not-a-number
         memory.emplace(data, block{bytes, type, device});
         return data;
     }

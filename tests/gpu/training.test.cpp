@@ -76,10 +76,15 @@ TEST_CASE("the first losses of the GPT on a GPU are within a thousandth of the C
     CHECK(farthest(losses(piped, 3), losses(cpu, 3)) < 1e-3);
 }
 
-TEST_CASE("with products in bf16 the GPT learns nearly what it does in 32 bits") {
-    gpt::gpu_precision() = gpt::precision::bf16;
-    trainer<sequential> cpu{gpt::make_model(size), {.micro_batches = 6}};
-    trainer<sequential, cuda_device> plain{gpt::make_model<cuda_device>(size), {.micro_batches = 6}};
-    CHECK(farthest(losses(plain, 10), losses(cpu, 10)) < 5e-2);
-    gpt::gpu_precision() = gpt::precision::f32;
+TEST_CASE("with products in bf16 the GPT learns nearly, but not quite, what it does in 32 bits") {
+    auto const losses_in = [](gpt::precision how) {
+        gpt::gpu_precision() = how;
+        trainer<sequential, cuda_device> plain{gpt::make_model<cuda_device>(size), {.micro_batches = 6}};
+        auto const found = losses(plain, 10);
+        gpt::gpu_precision() = gpt::precision::f32;
+        return found;
+    };
+    auto const exact = losses_in(gpt::precision::f32), rounded = losses_in(gpt::precision::bf16);
+    CHECK(rounded != exact);
+    CHECK(farthest(rounded, exact) < 5e-2);
 }

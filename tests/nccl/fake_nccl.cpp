@@ -317,7 +317,7 @@ auto nccl_library::leaks() const -> std::string {
 } // namespace fake
 
 auto ncclGetVersion(int* version) -> ncclResult_t {
-    *version = NCCL_VERSION_CODE;
+    *version = std::min(NCCL_VERSION_CODE, 22999); // one that refuses ranks that share a GPU
     return enter("ncclGetVersion");
 }
 auto ncclGetErrorString(ncclResult_t code) -> char const* {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "gpt/cuda/kernels.hpp"
 
+#include <cuda_bf16.h>
+
 namespace gpt::on_gpu {
 namespace {
 
@@ -206,6 +208,17 @@ __global__ void loss_slope(cross_entropy_shape s, float const* logits, std::int3
     }
 }
 
+/// 32 threads a column, eight columns a block at a time.
+__global__ void round_columns(operand x, operand rounded, float const* from, std::uint16_t* to) {
+    int const columns = x.columns * x.batches;
+    for (int column = blockIdx.x * blockDim.y + threadIdx.y; column < columns; column += gridDim.x * blockDim.y) {
+        float const* const values = from + column / x.columns * x.stride + std::ptrdiff_t{column % x.columns} * x.lead;
+        std::uint16_t* const copies = to + std::ptrdiff_t{column} * rounded.lead;
+        for (int row = threadIdx.x; row < rounded.lead; row += blockDim.x)
+            copies[row] = row < x.rows ? __bfloat16_as_ushort(__float2bfloat16_rn(values[row])) : std::uint16_t{0};
+    }
+}
+
 } // namespace
 
 void layer_norm_forward(gpu const& on, norm_shape s, float const* x, float const* gain, float const* bias, float* y,
@@ -258,6 +271,11 @@ void causal_softmax(gpu const& on, int rows, int time, float* scores) {
 }
 void softmax_backward(gpu const& on, int rows, int time, float scale, float const* p, float* dp) {
     softmax_backward_rows<<<rows, threads, 0, on.stream>>>(time, scale, p, dp);
+}
+void round_to_bf16(gpu const& on, operand const& x, float const* from, std::uint16_t* to) {
+    dim3 const block{32, threads / 32};
+    round_columns<<<blocks_for(std::ptrdiff_t{x.columns} * x.batches * block.x), block, 0, on.stream>>>(x, in_bf16(x),
+                                                                                                       from, to);
 }
 
 } // namespace gpt::on_gpu

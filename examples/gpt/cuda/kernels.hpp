@@ -4,6 +4,7 @@
 // added up in an order left to chance.
 #pragma once
 
+#include "gpt/cuda/products.hpp"
 #include "gpt/kernels.hpp"
 
 #include <cuda_runtime_api.h>
@@ -13,11 +14,12 @@
 
 namespace gpt {
 
-/// What matrix products compute with: 32-bit floats, or operands rounded to bf16 and summed in 32 bits. Arrays hold
-/// 32-bit floats either way, the parameters among them.
+/// What matrix products compute with: 32-bit floats, or factors rounded to bf16 and summed in 32 bits. Arrays hold
+/// 32-bit floats either way, the parameters among them; the rounded copies live as long as the product.
 enum class precision : bool { f32, bf16 };
 
-/// Where to enqueue, and memory for cuBLASLt to work with while the call's kernels run.
+/// Where to enqueue, and memory to work with while the call's kernels run: for cuBLASLt, and in bf16 `bytes_in_bf16` of
+/// the call's shape more.
 struct gpu {
     cudaStream_t stream;
     precision products;
@@ -63,5 +65,9 @@ void add_column_sums(gpu const& on, int rows, int columns, float const* x, float
 void causal_softmax(gpu const& on, int rows, int time, float* scores);
 /// dscores = scale * p * (dp - sum(dp * p)) for each row of `time`; in place of dp.
 void softmax_backward(gpu const& on, int rows, int time, float scale, float const* p, float* dp);
+
+/// Rounds a factor of a product, each number to the nearest of bf16, ties to even; `to` as in_bf16 lays it out, with
+/// zeros between columns.
+void round_to_bf16(gpu const& on, operand const& x, float const* from, std::uint16_t* to);
 
 } // namespace gpt::on_gpu

@@ -65,13 +65,16 @@ template <>
 struct kernels_of<copipe::cuda_device> {
     static constexpr std::int64_t workspace_floats = std::int64_t{1} << 23; // 32 MiB, what cuBLAS advises for Hopper
 
-    template <auto Kernel, class... Arguments>
-    static void launch(copipe::context<copipe::cuda_device>& c, Arguments const&... arguments) {
+    template <auto Kernel, class Shape, class... Arguments>
+    static void launch(copipe::context<copipe::cuda_device>& c, Shape shape, Arguments const&... arguments) {
         tensor workspace;
-        if constexpr (twin<Kernel>.multiplies) workspace = c.make({workspace_floats});
+        if constexpr (twin<Kernel>.multiplies) {
+            bool const rounds = gpu_precision() == precision::bf16;
+            workspace = c.make({workspace_floats + (rounds ? bytes_in_bf16(shape) / 4 : 0)});
+        }
         c.stream.launch(twin<Kernel>.name, [&](cudaStream_t stream) {
             gpu const on{stream, gpu_precision(), workspace.data<void>(), workspace.bytes()};
-            twin<Kernel>.function(on, argument(arguments)...);
+            twin<Kernel>.function(on, shape, argument(arguments)...);
         });
     }
     [[nodiscard]] static auto scratch(attention_shape s) -> copipe::extents { return {s.heads, s.time, s.time}; }

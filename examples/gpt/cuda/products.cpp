@@ -42,16 +42,17 @@ using operation = owned<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
 using layout = owned<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
 using preference = owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
 
-auto layout_of(product const& p, int rows, int columns, int lead, std::int64_t stride) -> layout {
+auto layout_of(product const& p, cudaDataType_t type, operand const& x) -> layout {
     cublasLtMatrixLayout_t made = nullptr;
-    require(cublasLtMatrixLayoutCreate(&made, CUDA_R_32F, static_cast<std::uint64_t>(rows),
-                                       static_cast<std::uint64_t>(columns), lead),
+    require(cublasLtMatrixLayoutCreate(&made, type, static_cast<std::uint64_t>(x.rows),
+                                       static_cast<std::uint64_t>(x.columns), x.lead),
             "cublasLtMatrixLayoutCreate", p);
     layout owner{made};
-    std::int32_t const batches = p.batches;
+    std::int32_t const batches = x.batches;
     require(cublasLtMatrixLayoutSetAttribute(made, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batches, sizeof batches),
             "the batch", p);
-    require(cublasLtMatrixLayoutSetAttribute(made, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof stride),
+    require(cublasLtMatrixLayoutSetAttribute(made, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &x.stride,
+                                             sizeof x.stride),
             "the batch's stride", p);
     return owner;
 }
@@ -63,8 +64,8 @@ void set(operation const& to, cublasLtMatmulDescAttributes_t attribute, T const&
 }
 
 /// The largest power of two up to 256 that divides the address of each matrix of the batch.
-auto alignment(float const* at, std::int64_t stride) -> std::uint32_t {
-    auto const bits = reinterpret_cast<std::uintptr_t>(at) | static_cast<std::uintptr_t>(stride * 4) | 256U;
+auto alignment(void const* at, std::int64_t stride_bytes) -> std::uint32_t {
+    auto const bits = reinterpret_cast<std::uintptr_t>(at) | static_cast<std::uintptr_t>(stride_bytes) | 256U;
     return static_cast<std::uint32_t>(bits & (~bits + 1));
 }
 
@@ -78,14 +79,13 @@ auto library() -> cublasLtHandle_t {
     return handle;
 }
 
-/// A product with everything that cuBLASLt wants of it.
+/// A product with everything that cuBLASLt wants of it: of factors in 16 or 32 bits, as `on` says, summed in 32.
 class call {
 public:
-    call(gpu const& on, product const& p, float const* a, float const* b, float const* bias, float* d)
+    call(gpu const& on, product const& p, void const* a, void const* b, float const* bias, float* d)
         : on_(on), p_(p), a_(a), b_(b), bias_(bias), d_(d) {
         cublasLtMatmulDesc_t made = nullptr;
-        auto const compute = on.products == precision::bf16 ? CUBLAS_COMPUTE_32F_FAST_16BF : CUBLAS_COMPUTE_32F;
-        require(cublasLtMatmulDescCreate(&made, compute, CUDA_R_32F), "cublasLtMatmulDescCreate", p);
+        require(cublasLtMatmulDescCreate(&made, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate", p);
         operation_.reset(made);
         set(operation_, CUBLASLT_MATMUL_DESC_TRANSA, p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, p);
         set(operation_, CUBLASLT_MATMUL_DESC_TRANSB, p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N, p);
@@ -93,11 +93,10 @@ public:
             set(operation_, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS, p);
             set(operation_, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias, p);
         }
-        layout_a_ = p.transpose_a ? layout_of(p, p.k, p.m, p.lead_a, p.stride_a)
-                                  : layout_of(p, p.m, p.k, p.lead_a, p.stride_a);
-        layout_b_ = p.transpose_b ? layout_of(p, p.n, p.k, p.lead_b, p.stride_b)
-                                  : layout_of(p, p.k, p.n, p.lead_b, p.stride_b);
-        layout_d_ = layout_of(p, p.m, p.n, p.lead_d, p.stride_d);
+        cudaDataType_t const factors = on.products == precision::bf16 ? CUDA_R_16BF : CUDA_R_32F;
+        layout_a_ = layout_of(p, factors, operand_a(p));
+        layout_b_ = layout_of(p, factors, operand_b(p));
+        layout_d_ = layout_of(p, CUDA_R_32F, {p.m, p.n, p.lead_d, p.batches, p.stride_d});
     }
 
     void enqueue() const {
@@ -111,8 +110,9 @@ public:
 private:
     /// What cuBLASLt thinks best, asked once per thread and kind of product.
     [[nodiscard]] auto algorithm() const -> cublasLtMatmulAlgo_t {
-        std::array<std::uint32_t, 3> const aligned{alignment(a_, p_.stride_a), alignment(b_, p_.stride_b),
-                                                   alignment(d_, p_.stride_d)};
+        std::int64_t const bytes = on_.products == precision::bf16 ? 2 : 4;
+        std::array<std::uint32_t, 3> const aligned{alignment(a_, bytes * p_.stride_a),
+                                                   alignment(b_, bytes * p_.stride_b), alignment(d_, 4 * p_.stride_d)};
         std::array<std::int64_t, 19> const kind{
             p_.transpose_a, p_.transpose_b, p_.m,        p_.n,        p_.k,       p_.lead_a,  p_.lead_b,
             p_.lead_d,      p_.batches,     p_.stride_a, p_.stride_b, p_.stride_d, aligned[0], aligned[1],
@@ -147,16 +147,27 @@ private:
 
     gpu const& on_;
     product const& p_;
-    float const* a_;
-    float const* b_;
+    void const* a_;
+    void const* b_;
     float const* bias_;
     float* d_;
     operation operation_{};
     layout layout_a_{}, layout_b_{}, layout_d_{};
 };
 
+/// In bf16 the factors are rounded first, into the beginning of the working memory.
 void multiply(gpu const& on, product const& p, float const* a, float const* b, float* d, float const* bias = nullptr) {
-    call{on, p, a, b, bias, d}.enqueue();
+    if (on.products == precision::f32) return call{on, p, a, b, bias, d}.enqueue();
+    auto const needed = static_cast<std::size_t>(bytes_in_bf16(p));
+    if (needed > on.workspace_bytes)
+        throw cublas_error("a product in bf16 needs " + std::to_string(needed) + " bytes of working memory and got " +
+                           std::to_string(on.workspace_bytes));
+    auto* const memory = static_cast<std::byte*>(on.workspace);
+    std::byte* const rounded_b = memory + bytes_in_bf16(operand_a(p));
+    round_to_bf16(on, operand_a(p), a, reinterpret_cast<std::uint16_t*>(memory));
+    round_to_bf16(on, operand_b(p), b, reinterpret_cast<std::uint16_t*>(rounded_b));
+    gpu const rest{on.stream, on.products, memory + needed, on.workspace_bytes - needed};
+    call{rest, in_bf16(p), memory, rounded_b, bias, d}.enqueue();
 }
 
 } // namespace

@@ -5,6 +5,7 @@
 
 #include "gpt/kernels.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -93,6 +94,52 @@ struct head_layout {
 /// 1 / sqrt(channels per head).
 [[nodiscard]] inline auto score_scale(attention_shape s) -> float {
     return 1.0f / std::sqrt(static_cast<float>(s.channels / s.heads));
+}
+
+/// A factor of a product as it lies in memory: columns of `rows` numbers, `lead` numbers apart; matrices of a batch
+/// `stride` apart.
+struct operand {
+    int rows = 0, columns = 0, lead = 0, batches = 1;
+    std::int64_t stride = 0;
+};
+[[nodiscard]] constexpr auto operand_a(product const& p) -> operand {
+    return {p.transpose_a ? p.k : p.m, p.transpose_a ? p.m : p.k, p.lead_a, p.batches, p.stride_a};
+}
+[[nodiscard]] constexpr auto operand_b(product const& p) -> operand {
+    return {p.transpose_b ? p.n : p.k, p.transpose_b ? p.k : p.n, p.lead_b, p.batches, p.stride_b};
+}
+
+/// Where a copy rounded to bf16 lies: columns side by side, each from a multiple of 16 bytes on, which is what tensor
+/// cores want of 16-bit numbers.
+[[nodiscard]] constexpr auto in_bf16(operand const& x) -> operand {
+    int const lead = (x.rows + 7) / 8 * 8;
+    return {x.rows, x.columns, lead, x.batches, std::int64_t{lead} * x.columns};
+}
+/// The product of such copies.
+[[nodiscard]] constexpr auto in_bf16(product p) -> product {
+    operand const a = in_bf16(operand_a(p)), b = in_bf16(operand_b(p));
+    p.lead_a = a.lead;
+    p.stride_a = a.stride;
+    p.lead_b = b.lead;
+    p.stride_b = b.stride;
+    return p;
+}
+/// Bytes of such a copy, up to a multiple of 256.
+[[nodiscard]] constexpr auto bytes_in_bf16(operand const& x) -> std::int64_t {
+    return (2 * in_bf16(x).stride * x.batches + 255) / 256 * 256;
+}
+/// Bytes of working memory for the copies: of both factors, and of the largest product of a linear map or of attention.
+[[nodiscard]] constexpr auto bytes_in_bf16(product const& p) -> std::int64_t {
+    return bytes_in_bf16(operand_a(p)) + bytes_in_bf16(operand_b(p));
+}
+[[nodiscard]] constexpr auto bytes_in_bf16(linear_shape s) -> std::int64_t {
+    return std::max({bytes_in_bf16(product_of_linear(s)), bytes_in_bf16(product_of_linear_input(s)),
+                     bytes_in_bf16(product_of_linear_weight(s))});
+}
+[[nodiscard]] constexpr auto bytes_in_bf16(attention_shape s) -> std::int64_t {
+    auto const plain = head_layout::plain(s);
+    return std::max(bytes_in_bf16(product_of_rows(s, plain, plain, 1)),
+                    bytes_in_bf16(product_of_weights(s, plain, plain, false)));
 }
 
 } // namespace gpt
