@@ -247,6 +247,16 @@ TEST_CASE("layers that must be recomputed for want of memory change with the par
     }
 }
 
+TEST_CASE("what is uneven from the start is evened out after some 20 steps, long before the first regular look") {
+    virtual_training<one_f_one_b, balanced> run{{2, 8}, {4, 1, 1, 1, 1, 1, 1}, balanced{}};
+    auto const reports = run.steps(40);
+    CHECK(moves_in(reports) == 1);
+    CHECK(run.train.layers() == partition::given({0, 2, 7}, 7));
+    virtual_training<one_f_one_b, balanced> even{{2, 8}, {1, 1, 1, 1, 1, 1}, balanced{}};
+    CHECK(moves_in(even.steps(250)) == 0);
+    CHECK(even.train.balancer().last_decision().step >= 100); // the regular looks come, too
+}
+
 TEST_CASE("on a stable run nothing moves, and a static partition measures nothing") {
     virtual_training<dualpipe, balanced> run{{4, 8}, std::vector<double>(8, 1.0), balanced{{.check_every = 10}}};
     CHECK(moves_in(run.steps(100)) == 0);

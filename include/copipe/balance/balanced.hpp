@@ -19,8 +19,8 @@ namespace copipe {
 /// When `balanced` looks, and when it moves.
 struct balanced_options {
     int check_every = 100;  ///< steps
-    double alarm = 0.02;    ///< looks earlier when a rank's work has changed by this share of the longest's, or when a
-                            ///< plan begins to pay; 0: does not
+    double alarm = 0.02;    ///< looks earlier when a rank's work has changed by this share of the longest's, when a
+                            ///< plan begins to pay, and for the first time after some 20 steps; 0: does not
     double slack = 0.01;    ///< of plans this near to the best, but not to the present, the one that moves least
     double least_cost = 1;  ///< what a move is taken to cost at least, in steps
     int dwell = 200;        ///< a move within so many steps after another must pay twice what that had to, and so on
@@ -58,7 +58,9 @@ struct decision {
 /// measurements contradict themselves.
 class balanced {
 public:
-    explicit balanced(balanced_options options = {}) : options_(options), alarm_(options.alarm) {}
+    explicit balanced(balanced_options options = {}) : options_(options), alarm_(options.alarm) {
+        if (options.check_every > 2 * soon) pays_at_ = soon; // uneven from the start, perhaps
+    }
 
     [[nodiscard]] auto check_every() const noexcept -> int { return options_.check_every; }
     [[nodiscard]] auto last_decision() const noexcept -> decision const& { return last_; }
@@ -67,7 +69,7 @@ public:
         if (noticed_ || options_.alarm <= 0) return false;
         bool const changed = alarm_.rings(work);
         if (changed) noticed_ = step;
-        else if (step >= pays_at_) noticed_ = last_.step; // nothing new, but time has passed
+        else if (step >= pays_at_) noticed_ = last_.step; // nothing new, but it may pay by now
         return noticed_.has_value();
     }
 
