@@ -256,11 +256,10 @@ TEST_CASE("steps on CUDA devices with a thread for each rank and for each poller
         cuda_toy::outcome const expected = reference(stages, size.micro_batches);
         fake::machine gpus{drive::by_thread, 2, 5};
         {
-            rank_team team{size.ranks};
             cuda_toy::pipeline piped{gpus, policy, size, cuda_toy::network(random_waves(stages, 7)),
                                      {.gpus = 2, .polling = cuda_polling::own_thread, .cut = one_each(stages)}};
             for (int step = 0; step < 10; ++step) {
-                piped.step_by_threads(team);
+                piped.step_by_threads();
                 REQUIRE(piped.result().close_to(expected));
             }
         }
@@ -275,14 +274,13 @@ TEST_CASE("whenever the GPU is lost, the step of all threads ends with an error 
         bool const by_kernel = number % 2 == 0;
         fake::machine gpus{drive::by_thread, 1, static_cast<unsigned>(number)};
         {
-            rank_team team{4};
             cuda_toy::pipeline piped{gpus, dualpipe_v{}, {4, 8}, cuda_toy::network(random_waves(8, 7)),
                                      {.polling = cuda_polling::own_thread, .cut = one_each(8)}};
             if (by_kernel)
                 gpus.fail_kernel(number);
             else
                 gpus.fail_call(7 * number, cudaErrorIllegalAddress, true);
-            REQUIRE_THROWS_AS(piped.step_by_threads(team), copipe::error);
+            REQUIRE_THROWS_AS(piped.step_by_threads(), copipe::error);
         }
         CAPTURE(number);
         REQUIRE(gpus.leaks() == "");

@@ -3,20 +3,22 @@
 #include "catch.hpp"
 #include "nccl/toy.hpp"
 #include "says.hpp"
-#include "transport/processes.hpp"
 
 #include "copipe/schedule/data_parallel.hpp"
 #include "copipe/schedule/dualpipe.hpp"
 #include "copipe/schedule/dualpipe_v.hpp"
+#include "copipe/schedule/evaluate.hpp"
 #include "copipe/schedule/interleaved.hpp"
 #include "copipe/schedule/one_f_one_b.hpp"
 #include "copipe/schedule/sequential.hpp"
 #include "copipe/schedule/zb_h1.hpp"
+#include "copipe/transport/nccl_communicator.hpp"
 
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <random>
 #include <set>
 #include <string>
@@ -250,21 +252,9 @@ TEST_CASE("NCCL's second classic deadlock, compute that waits for its own send, 
 }
 
 TEST_CASE("an order that nobody has proved is a deadlock that is found, and the planned one is not") {
-    auto const unfused = [](std::vector<step_orders>& all) {
-        for (auto& rank : all) {
-            for (auto& with : rank.training) {
-                std::vector<exchange> apart;
-                for (exchange const& each : with.ticks) {
-                    if (each.send != exchange::none) apart.push_back({each.send, exchange::none});
-                    if (each.receive != exchange::none) apart.push_back({exchange::none, each.receive});
-                }
-                with.ticks = apart;
-            }
-        }
-    };
     fake::machine gpus{drive::by_test, 4};
     fake::nccl_library nccl;
-    auto piped = make(gpus, one_f_one_b{}, {4, 8}, 0, {.spoil = unfused});
+    auto piped = make(gpus, one_f_one_b{}, {4, 8}, 0, {.unfused = true});
     CHECK_THROWS_WITH(piped.step_by_test(), says("every coroutine waits") && says("NCCL: send to"));
 }
 
@@ -291,16 +281,8 @@ TEST_CASE("a message to oneself must be received in the same group") {
 }
 
 TEST_CASE("ranks that share a GPU are refused before NCCL hangs on them") {
-    fake::machine gpus{drive::by_test, 2};
-    fake::nccl_library nccl;
-    std::deque<cuda_device> devices;
-    nccl_toy::hub net{3, {.talking = {{0, 1}, {1, 2}}}, {.watch = nccl_watch::by_program}};
-    for (int r : {0, 1})
-        devices.emplace_back(cuda_options{.gpu = r, .polling = cuda_polling::by_program, .make_stream = {}});
-    auto const first = net.connect(0, devices[0]);
-    auto const second = net.connect(1, devices[1]);
-    CHECK_THROWS_WITH(net.connect(2, devices[1]), says("ranks 1 and 2 share the GPU 0000:1:00.0 of ") &&
-                                                      says("give each rank a GPU of its own"));
+    CHECK_THROWS_WITH((nccl_toy::connected{{.talking = {{0, 1}, {1, 2}}}, {0, 1, 1}}),
+                      says("ranks 1 and 2 share the GPU 0000:1:00.0 of ") && says("give each rank a GPU of its own"));
 }
 
 namespace {
@@ -359,16 +341,14 @@ TEST_CASE("with a thread for each rank, steps over NCCL are right again and agai
         fake::machine gpus{drive::by_thread, 4, 7};
         fake::nccl_library nccl;
         {
-            rank_team team{4};
             auto piped = make(gpus, dualpipe_v{}, {2, 8}, 1, {.mode = mode, .by_test = false});
-            rank_team pair{2};
             for (int step = 0; step < 5; ++step) {
-                CHECK(piped.step_by_threads(pair) == std::vector<std::string>(2));
+                CHECK(piped.step_by_threads() == std::vector<std::string>(2));
                 CHECK(piped.result().same_bits(expected));
             }
             auto wide = make(gpus, dualpipe{}, {4, 12}, 1, {.mode = mode, .by_test = false});
             for (int step = 0; step < 5; ++step) {
-                CHECK(wide.step_by_threads(team) == std::vector<std::string>(4));
+                CHECK(wide.step_by_threads() == std::vector<std::string>(4));
                 CHECK(wide.result().close_to(four));
             }
         }
@@ -384,12 +364,11 @@ TEST_CASE("when a rank dies without a word, every other ends within the deadline
             fake::machine gpus{drive::by_thread, 4, 7};
             fake::nccl_library nccl;
             {
-                rank_team team{4};
                 auto piped = make(gpus, one_f_one_b{}, {4, 8}, 1, {.mode = mode, .by_test = false, .deadline = 1500ms});
-                CHECK(piped.step_by_threads(team) == std::vector<std::string>(4));
+                CHECK(piped.step_by_threads() == std::vector<std::string>(4));
                 auto const begin = std::chrono::steady_clock::now();
                 piped.how.silent_rank = dead;
-                auto const thrown = piped.step_by_threads(team);
+                auto const thrown = piped.step_by_threads();
                 CHECK(std::chrono::steady_clock::now() - begin < 10s);
                 int named = 0;
                 for (int r = 0; r < 4; ++r) {
@@ -403,7 +382,7 @@ TEST_CASE("when a rank dies without a word, every other ends within the deadline
                 CHECK(nccl.aborted() > 0);
                 piped.how.silent_rank = -1; // all come back
                 piped.recover();
-                CHECK(piped.step_by_threads(team) == std::vector<std::string>(4));
+                CHECK(piped.step_by_threads() == std::vector<std::string>(4));
                 CHECK(piped.result().same_bits(expected));
             }
             CHECK(gpus.leaks() == "");
@@ -415,79 +394,9 @@ TEST_CASE("when a rank dies without a word, every other ends within the deadline
 TEST_CASE("an error that NCCL notices by itself ends the step of every rank") {
     fake::machine gpus{drive::by_thread, 2, 7};
     fake::nccl_library nccl;
-    rank_team team{2};
     auto piped = make(gpus, one_f_one_b{}, {2, 4}, 1, {.by_test = false});
     nccl.set_async_error(1, ncclRemoteError);
     piped.how.silent_rank = 1;
-    auto const thrown = piped.step_by_threads(team);
+    auto const thrown = piped.step_by_threads();
     CHECK_THAT(thrown[0], says("rank 1 failed") || says("rank 1, with rank 0: an operation under way"));
-}
-
-TEST_CASE("processes find each other, and messages between ranks without a communicator go the long way") {
-    fake::machine gpus{drive::by_thread, 3, 7};
-    fake::nccl_library nccl;
-    auto const port = free_port();
-    using joined = copipe::nccl<cuda_device, tcp>;
-    std::vector<std::string> said(3);
-    auto const body = [](joined::endpoint& end, cuda_device& dev, int me) -> task<> {
-        cuda_stream& stream = dev.open_stream("s");
-        std::vector<float> const mine(64, static_cast<float>(me + 1));
-        std::vector<float> got(64);
-        void* const data = stream.memory()->allocate(512);
-        stream.copy(data, mine.data(), 256);
-        for (int round = 0; round < 3; ++round) {
-            auto const ready = stream.record();
-            auto const send = [&](int to) -> task<> {
-                envelope const what{.identity = 5, .bytes = 256};
-                auto const sent = co_await end.send(to, what, data, ready);
-                co_await sent.completion();
-            };
-            auto const exchange_all = [&](scope& sends) -> task<> {
-                for (int to = 0; to < 3; ++to)
-                    if (to != me) sends.spawn(send(to));
-                for (int from = 0; from < 3; ++from) {
-                    if (from == me) continue;
-                    auto arrived = co_await end.arrival(from, 5);
-                    auto const moved = end.accept(arrived, static_cast<std::byte*>(data) + 256, stream, timing::on);
-                    co_await moved.end.completion();
-                    stream.copy(got.data(), static_cast<std::byte*>(data) + 256, 256);
-                    stream.synchronize();
-                    if (got != std::vector<float>(64, static_cast<float>(from + 1))) throw error("other values came");
-                }
-            };
-            co_await in_scope(exchange_all);
-            std::array<double, 1> sum{static_cast<double>(me)};
-            co_await end.all_reduce(sum);
-            if (sum[0] != 3) throw error("another sum");
-            if (round == 1) { // all start anew
-                try {
-                    if (me == 1) end.abort();
-                    co_await end.all_reduce(sum);
-                    throw error("not ended");
-                } catch (peer_failed const&) {
-                }
-                end.reset();
-            }
-        }
-        stream.memory()->deallocate(data, 512);
-    };
-    std::vector<std::thread> threads;
-    for (int me = 0; me < 3; ++me) {
-        threads.emplace_back([&, me] {
-            try {
-                launch const own{.rank = me, .size = 3, .local_rank = me, .local_size = 3, .port = port};
-                joined net{own, {.talking = {{0, 1}, {1, 2}}}, {}, {.meeting = {.deadline = 20s, .retry = 5ms}}};
-                cuda_device dev{cuda_options{.gpu = me}};
-                auto end = net.connect(me, dev);
-                executor exec;
-                run(exec, body(end, dev, me));
-            } catch (std::exception const& e) {
-                said[static_cast<std::size_t>(me)] = e.what();
-            }
-        });
-    }
-    for (auto& each : threads) each.join();
-    CHECK(said == std::vector<std::string>(3));
-    CHECK(nccl.leaks() == "");
-    CHECK(gpus.leaks() == "");
 }

@@ -13,37 +13,17 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <numeric>
 #include <random>
 #include <string>
-#include <utility>
 #include <vector>
 
 using namespace copipe;
 using namespace std::chrono_literals;
 using fake::drive;
+using nccl_toy::connected;
 
 namespace {
-
-/// Ranks on a GPU each, and a stream on each.
-struct connected {
-    fake::machine gpus;
-    fake::nccl_library nccl{};
-    nccl_toy::hub net;
-    std::deque<cuda_device> devices{};
-    std::vector<nccl_toy::hub::endpoint> ends{};
-    std::vector<cuda_stream*> streams{};
-
-    connected(int ranks, std::vector<std::vector<int>> summing)
-        : gpus(drive::by_test, ranks), net{ranks, {.summing = std::move(summing)}, {.watch = nccl_watch::by_program}} {
-        for (int r = 0; r < ranks; ++r) {
-            devices.emplace_back(cuda_options{.gpu = r, .polling = cuda_polling::by_program, .make_stream = {}});
-            ends.push_back(net.connect(r, devices.back()));
-            streams.push_back(&devices.back().open_stream("compute"));
-        }
-    }
-};
 
 /// Device memory with some numbers.
 struct array {
@@ -91,7 +71,7 @@ TEST_CASE("a sum over ranks has the bits of an addition in the order asked for, 
     for (int const ranks : {2, 3, 4, 7}) {
         std::vector<int> order(static_cast<std::size_t>(ranks));
         std::iota(order.begin(), order.end(), 0);
-        connected all{ranks, {order}};
+        connected all{{.summing = {order}}, order};
         for (int round = 0; round < 3; ++round) {
             std::vector<std::size_t> const counts{1, 64, 0, 5, 1000, 3};
             std::vector<std::vector<std::vector<float>>> values(counts.size()); // by part and rank
@@ -105,7 +85,7 @@ TEST_CASE("a sum over ranks has the bits of an addition in the order asked for, 
             for (std::size_t r = 0; r < held.size(); ++r) {
                 std::vector<summand> parts;
                 for (array const& each : held[r]) parts.push_back(each.part());
-                REQUIRE(all.ends[r].sum(order, parts, *all.streams[r]));
+                REQUIRE(all.sum(r, order, parts));
             }
             for (std::size_t p = 0; p < counts.size(); ++p)
                 for (std::size_t r = 0; r < held.size(); ++r) {
@@ -118,13 +98,13 @@ TEST_CASE("a sum over ranks has the bits of an addition in the order asked for, 
 }
 
 TEST_CASE("a rank may sum with some ranks and with others, each on a communicator of its own") {
-    connected all{4, {{0, 1, 2}, {2, 3}}};
+    connected all{{.summing = {{0, 1, 2}, {2, 3}}}, {0, 1, 2, 3}};
     std::vector<array> held;
     for (std::size_t r = 0; r < 4; ++r)
         held.emplace_back(*all.streams[r], std::vector<float>{static_cast<float>(r) + 1});
     auto const sum = [&](std::size_t r, std::vector<int> const& over) {
         summand const part = held[r].part();
-        return all.ends[r].sum(over, {&part, 1}, *all.streams[r]);
+        return all.sum(r, over, {&part, 1});
     };
     for (std::size_t r : {0U, 1U, 2U}) CHECK(sum(r, {0, 1, 2}));
     for (std::size_t r : {3U, 2U}) CHECK(sum(r, {3, 2}));
@@ -136,16 +116,16 @@ TEST_CASE("a rank may sum with some ranks and with others, each on a communicato
 }
 
 TEST_CASE("a sum waits for its other ranks, which is seen, and goes on when they have come") {
-    connected all{2, {{0, 1}}};
+    connected all{{.summing = {{0, 1}}}, {0, 1}};
     array const a{*all.streams[0], {1}};
     array const b{*all.streams[1], {2}};
     std::vector<int> const both{0, 1};
     summand const first = a.part();
-    CHECK(all.ends[0].sum(both, {&first, 1}, *all.streams[0]));
+    CHECK(all.sum(0, both, {&first, 1}));
     while (all.gpus.advance()) {}
     CHECK_THAT(all.gpus.stuck(), says("cannot do 'NCCL: all-reduce'"));
     summand const second = b.part();
-    CHECK(all.ends[1].sum(both, {&second, 1}, *all.streams[1]));
+    CHECK(all.sum(1, both, {&second, 1}));
     CHECK(a.values() == std::vector<float>{3});
     CHECK(all.gpus.stuck() == "");
 }

@@ -4,7 +4,6 @@
 #include "cuda/toy.hpp"
 #include "nccl/fake_nccl.hpp"
 #include "temporary_folder.hpp"
-#include "transport/processes.hpp"
 
 #include "copipe/schedule/data_parallel.hpp"
 #include "copipe/schedule/dualpipe_v.hpp"
@@ -16,11 +15,13 @@
 
 #include <memory>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
 using namespace copipe;
+
+template <class Policy>
+using over_nccl = trainer<Policy, cuda_device, static_partition, adamw, nccl_threads>;
 
 TEST_CASE("a trainer over NCCL learns, evaluates, saves and moves layers as one without a pipeline does") {
     fake::machine gpus{fake::drive::by_thread, 3};
@@ -31,9 +32,8 @@ TEST_CASE("a trainer over NCCL learns, evaluates, saves and moves layers as one 
         auto const layers = cuda_toy::network(std::vector<cuda_toy::wave>(8));
         auto const on_gpus = [](int rank) { return std::make_unique<cuda_device>(cuda_options{.gpu = rank}); };
         cuda_toy::numbers const data;
-        trainer<sequential, cuda_device> plain{layers, {.micro_batches = 8}};
-        using over_nccl = trainer<dualpipe_v, cuda_device, static_partition, adamw, nccl_threads>;
-        over_nccl piped{layers, {.ranks = 3, .micro_batches = 8, .make_device = on_gpus}};
+        over_nccl<sequential> plain{layers, {.micro_batches = 8}};
+        over_nccl<dualpipe_v> piped{layers, {.ranks = 3, .micro_batches = 8, .make_device = on_gpus}};
         for (int i = 0; i < 3; ++i) {
             CHECK(piped.step(data).loss == plain.step(data).loss);
             if (i == 0) CHECK(piped.evaluate(data, 2, 10) == plain.evaluate(data, 2, 10));
@@ -57,9 +57,8 @@ TEST_CASE("replicas over NCCL learn together what one pipeline does, and one goe
         auto const layers = cuda_toy::network(std::vector<cuda_toy::wave>(4));
         auto const on_gpus = [](int rank) { return std::make_unique<cuda_device>(cuda_options{.gpu = rank}); };
         cuda_toy::numbers const data;
-        using over_nccl = trainer<data_parallel<one_f_one_b>, cuda_device, static_partition, adamw, nccl_threads>;
-        over_nccl both{layers, {.ranks = 4, .micro_batches = 8, .make_device = on_gpus}};
-        trainer<sequential, cuda_device> plain{layers, {.micro_batches = 8}};
+        over_nccl<data_parallel<one_f_one_b>> both{layers, {.ranks = 4, .micro_batches = 8, .make_device = on_gpus}};
+        over_nccl<sequential> plain{layers, {.micro_batches = 8}};
         for (int i = 0; i < 3; ++i) CHECK(both.step(data).loss == Approx(plain.step(data).loss).epsilon(1e-5));
         CHECK(both.repartition(partition::given({0, 1, 5}, 5)) > 0);
         both.save(file);
@@ -67,36 +66,6 @@ TEST_CASE("replicas over NCCL learn together what one pipeline does, and one goe
         CHECK(plain.values("layers.2.w") == both.values("layers.2.w"));
         CHECK(plain.evaluate(data) == both.evaluate(data));
     }
-    CHECK(nccl.leaks() == "");
-    CHECK(gpus.leaks() == "");
-}
-
-TEST_CASE("processes of one GPU each are one pipeline over NCCL, and learn what one process does") {
-    fake::machine gpus{fake::drive::by_thread, 3};
-    fake::nccl_library nccl;
-    auto const layers = cuda_toy::network(std::vector<cuda_toy::wave>(8));
-    auto const port = free_port();
-    std::vector<std::vector<double>> losses(4);
-    using processes = trainer<dualpipe_v, cuda_device, static_partition, adamw, nccl_processes>;
-    auto const train = [&](auto& trained, std::size_t who) {
-        for (int i = 0; i < 3; ++i) losses[who].push_back(trained.step(cuda_toy::numbers{}).loss);
-        losses[who].push_back(trained.evaluate(cuda_toy::numbers{}));
-    };
-    auto const process = [&](int me) {
-        launch const own{.rank = me, .size = 3, .local_rank = me, .local_size = 3, .port = port};
-        auto const on_gpu = [me](int) { return std::make_unique<cuda_device>(cuda_options{.gpu = me}); };
-        processes piped{layers, {.ranks = 3, .micro_batches = 8, .process = own, .make_device = on_gpu}};
-        train(piped, static_cast<std::size_t>(me));
-    };
-    std::vector<std::thread> others;
-    for (int const me : {1, 2}) others.emplace_back(process, me);
-    process(0);
-    for (auto& each : others) each.join();
-    {
-        trainer<sequential, cuda_device> plain{layers, {.micro_batches = 8}};
-        train(plain, 3);
-    }
-    for (std::size_t who : {0U, 1U, 2U}) CHECK(losses[who] == losses[3]);
     CHECK(nccl.leaks() == "");
     CHECK(gpus.leaks() == "");
 }
