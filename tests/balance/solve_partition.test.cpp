@@ -70,6 +70,26 @@ ticks pair_time(partition_problem const& p, row<int> const& b, int rank) {
     return least;
 }
 
+/// The least time of a rank's stages in a loop, each layer kept or recomputed.
+ticks loop_time(partition_problem const& p, row<int> const& b, int rank) {
+    row<std::pair<int, int>> layers; // with their stages
+    for (int s = rank; s + 1 < b.count(); s += p.ranks)
+        for (int i = b[s]; i < b[s + 1]; ++i) layers.push_back({i, s});
+    ticks least = never;
+    for (int set = 0; set < 1 << layers.count(); ++set) {
+        ticks time = 0, bytes = p.fixed[rank] + (set != 0 ? p.recompute_space : 0);
+        for (int at = 0; at < layers.count(); ++at) {
+            auto const [i, s] = layers[at];
+            bool const again = (set >> at & 1) != 0;
+            time += p.weights[i] + (again ? p.forward[i] : 0);
+            bytes += p.parameters[i] + p.in_flight[s] * (again ? p.checkpoint[i] : p.activations[i]) +
+                     (again ? p.restored[s] * p.activations[i] : 0);
+        }
+        if (bytes <= p.capacity[rank]) least = std::min(least, time * (p.slow.empty() ? 1 : p.slow[rank]));
+    }
+    return least;
+}
+
 /// The objective by definition; `never` where memory does not suffice.
 ticks price(partition_problem const& p, row<int> const& b) {
     int const stages = b.count() - 1, ranks = p.ranks;
@@ -77,6 +97,10 @@ ticks price(partition_problem const& p, row<int> const& b) {
     auto const of = [&](row<ticks> const& values, int s) { return sum(values, b[s], b[s + 1]); };
     row<ticks> time(ranks);
     ticks total = 0;
+    if (!p.checkpoint.empty() && p.order == stage_order::loop) {
+        for (int r = 0; r < ranks; ++r) time[r] = loop_time(p, b, r);
+        return *std::ranges::max_element(time);
+    }
     if (!p.checkpoint.empty() && p.mirrored()) {
         for (int r = 0; r < stages / 2; ++r) time[r] = pair_time(p, b, r);
         return *std::ranges::max_element(time);
@@ -288,6 +312,34 @@ TEST_CASE("the layers to recompute are chosen together with the pairs of stages,
         auto const plan = solve_partition(problem);
         recomputed += plan && !plan->recompute.empty();
         if (plan) CHECK(recompute_for(problem, plan->bounds) == plan->recompute);
+        return problem;
+    });
+    CHECK(recomputed > 20);
+    CHECK(infeasible > 5);
+}
+
+TEST_CASE("the layers to recompute are chosen together with the stages that a loop deals out") {
+    int recomputed = 0;
+    int const infeasible = check_all(13, [&](dice& with) {
+        int const ranks = with.number(1, 3), per_rank = with.number(1, 2);
+        int const layers = with.number(ranks * per_rank, 8);
+        partition_problem problem{.order = stage_order::loop,
+                                  .ranks = ranks,
+                                  .stages_per_rank = per_rank,
+                                  .weights = with.weights(layers)};
+        if (with.any(0, 1) == 0) problem.slow = with.some(ranks, 1, 4);
+        with.add_memory(problem, 1);
+        problem.forward = with.some(layers, 1, 30);
+        problem.checkpoint = with.some(layers, 0, 6);
+        problem.fixed = with.some(ranks, 0, 10);
+        problem.in_flight = with.some(ranks * per_rank, 1, 4);
+        problem.restored = with.some(ranks * per_rank, 0, 1);
+        problem.recompute_space = with.any(0, 20);
+        auto const plan = solve_partition(problem);
+        if (!plan) return problem;
+        recomputed += !plan->recompute.empty();
+        auto const bytes = bytes_of(problem, plan->bounds, plan->recompute);
+        for (int rank = 0; rank < ranks; ++rank) CHECK(bytes[rank] <= problem.capacity[rank]);
         return problem;
     });
     CHECK(recomputed > 20);

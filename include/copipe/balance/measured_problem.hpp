@@ -13,10 +13,10 @@
 namespace copipe {
 
 /// What the measurements say of a model and its ranks, as a problem for solve_partition; costs from `layers`, in
-/// billionths of their sum, slowness in thousandths. Memory is left out for `loop`, whose solver knows no limits.
+/// billionths of their sum, slowness in thousandths.
 template <class = void>
 [[nodiscard]] partition_problem problem_of(measurements const& seen, row<pass_times> const& layers) {
-    auto found = seen.where.order == stage_order::loop ? partition_problem{} : seen.memory;
+    auto found = seen.memory;
     found.order = seen.where.order;
     found.ranks = seen.where.ranks;
     found.stages_per_rank = seen.where.stages_per_rank;
@@ -42,12 +42,15 @@ template <class = void>
 template <class = void> [[nodiscard]] row<double> rank_times(partition_problem const& problem, row<int> const& bounds) {
     rank_costs const costs(problem);
     bool const pairs = problem.mirrored();
-    int const stages = problem.stages(), last = pairs ? stages / 2 : stages;
-    row<double> times(std::min(last, problem.ranks));
-    for (int stage = 0; stage < last; ++stage) {
-        int const rank = problem.rank_of(stage), end = pairs ? stages - stage : stage + 1;
-        times[rank] += static_cast<double>(
-            costs.floor(rank, bounds[stage], bounds[stage + 1], bounds[pairs ? end - 1 : end], bounds[end]));
+    int const stages = problem.stages();
+    row<double> times;
+    for (int rank = 0; rank < (pairs ? stages / 2 : problem.ranks); ++rank) {
+        int const end = pairs ? stages - rank : rank + 1;
+        ticks const time = problem.order == stage_order::loop
+                               ? costs.looped(rank, bounds)
+                               : costs.floor(rank, bounds[rank], bounds[rank + 1], bounds[pairs ? end - 1 : end],
+                                             bounds[end]);
+        times.push_back(static_cast<double>(time));
     }
     return times;
 }

@@ -75,7 +75,8 @@ struct partition_problem {
     ticks recompute_space = 0;  ///< bytes that a rank needs besides where any of its layers is recomputed
     row<ticks> fixed{};         ///< [ranks] bytes that a rank needs besides
     row<ticks> in_flight{};     ///< [ranks] micro-batches in flight, of two stages in that nearer to the first layer;
-                                ///< on the upper half of `bidirectional` ranks, in that nearer to the last
+                                ///< on the upper half of `bidirectional` ranks, in that nearer to the last; of `loop`
+                                ///< [stages] instead, as `restored`
     row<ticks> in_flight_far{}; ///< [ranks] micro-batches in flight in the rank's other stage
     row<ticks> restored{};      ///< [ranks] of `in_flight`, those between input and weight gradient: recomputed layers
                                 ///< have their activations back then
@@ -145,23 +146,25 @@ template <class = void> void require_solvable(partition_problem const& p) {
         }
     };
     bool const recomputes = !p.checkpoint.empty(), limited = !p.capacity.empty() || recomputes;
+    bool const kept = in_order || p.order == loop;
+    int const holders = p.order == loop ? p.stages() : p.ranks;
     bool const linked = one_each && p.ranks > 1 && !p.transfer.empty();
     for (auto const& own : p.costs) check({"costs", own, layers, true, true, option::time});
     for (auto const& each : std::initializer_list<option>{
              {"weights", p.weights, layers, p.costs.empty(), false, option::time},
-             {"forward", p.forward, layers, in_order, p.lock_step || recomputes, option::time},
+             {"forward", p.forward, layers, kept, p.lock_step || recomputes, option::time},
              {"slow", p.slow, p.ranks, p.order != replicated, false, option::factor},
              {"transfer", p.transfer, layers + 1, one_each || p.order == replicated, false, option::time},
              {"link", p.link, p.stages() - 1, one_each, linked, option::factor},
              {"parameters", p.parameters, layers, true, limited || p.sync > 0, option::bytes},
-             {"activations", p.activations, layers, in_order, limited, option::bytes},
-             {"checkpoint", p.checkpoint, layers, in_order && !p.lock_step, false, option::bytes},
-             {"fixed", p.fixed, p.ranks, in_order, false, option::bytes},
-             {"in_flight", p.in_flight, p.ranks, in_order, limited, option::count},
+             {"activations", p.activations, layers, kept, limited, option::bytes},
+             {"checkpoint", p.checkpoint, layers, kept && !p.lock_step, false, option::bytes},
+             {"fixed", p.fixed, p.ranks, kept, false, option::bytes},
+             {"in_flight", p.in_flight, holders, kept, limited, option::count},
              {"in_flight_far", p.in_flight_far, p.ranks, p.mirrored(), limited && p.mirrored(), option::count},
-             {"restored", p.restored, p.ranks, recomputes, false, option::count},
+             {"restored", p.restored, holders, recomputes, false, option::count},
              {"restored_far", p.restored_far, p.ranks, recomputes && p.mirrored(), false, option::count},
-             {"capacity", p.capacity, p.ranks, in_order, limited, option::bytes}})
+             {"capacity", p.capacity, p.ranks, kept, limited, option::bytes}})
         check(each);
     for (int i = 0; p.lock_step && i < layers; ++i)
         require(p.forward[i] <= p.weights[i], "forward", "must not exceed `weights`.");

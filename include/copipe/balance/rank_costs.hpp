@@ -29,7 +29,8 @@ template <class = void> class basic_rank_costs {
 public:
     explicit basic_rank_costs(partition_problem const& problem)
         : problem_(problem), forward_(problem.forward), parameters_(problem.parameters),
-          activations_(problem.activations), own_work_(!problem.costs.empty()), limited_(!problem.capacity.empty()),
+          activations_(problem.activations), own_work_(!problem.costs.empty()),
+          limited_(!problem.capacity.empty() && problem.order != stage_order::loop),
           plain_(!limited_ && !problem.lock_step && problem.sync == 0) {
         for (int rank = 0; rank < problem.ranks; ++rank) slow_.push_back(problem.slowness(rank));
         for (auto const& own : problem.costs) work_.push_back(own);
@@ -85,6 +86,39 @@ public:
         choice.exact = choice.exact && alike;
         return choice;
     }
+    /// The same for a rank of `loop` and all its stages.
+    [[nodiscard]] recompute_choice recomputed(int rank, row<int> const& bounds) const {
+        if (problem_.capacity.empty()) return {0, {}, true};
+        ticks lacks = (problem_.fixed.empty() ? 0 : problem_.fixed[rank]) - problem_.capacity[rank];
+        row<recompute_option> options;
+        for (int stage = rank; stage < problem_.stages(); stage += problem_.ranks) {
+            int const begin = bounds[stage], end = bounds[stage + 1];
+            lacks += parameters_(begin, end) + problem_.in_flight[stage] * activations_(begin, end);
+            for (int i = begin; i < end && !problem_.checkpoint.empty(); ++i)
+                options.push_back({i, saves(i, stage, false), problem_.forward[i]});
+        }
+        if (lacks <= 0) return {0, {}, true};
+        return choose_recompute(options, lacks + problem_.recompute_space);
+    }
+    /// What a rank of `loop` does in all its stages; `never` where the memory does not suffice.
+    [[nodiscard]] ticks looped(int rank, row<int> const& bounds) const {
+        auto const choice = recomputed(rank, bounds);
+        exact_ = exact_ && choice.exact;
+        ticks work = choice.extra;
+        for (int stage = rank; work != never && stage < problem_.stages(); stage += problem_.ranks)
+            work += work_[0](bounds[stage], bounds[stage + 1]);
+        return work == never ? never : slow_[rank] * work;
+    }
+    /// [layers] the bytes that each layer takes at least in a stage of `loop`.
+    [[nodiscard]] running_sums least_bytes(int stage) const {
+        row<ticks> each;
+        for (int i = 0; i < problem_.layers(); ++i) {
+            ticks const saved = problem_.checkpoint.empty() ? 0 : std::max<ticks>(0, saves(i, stage, false));
+            each.push_back(problem_.parameters[i] + problem_.in_flight[stage] * problem_.activations[i] - saved);
+        }
+        return each;
+    }
+
     /// Whether all answers so far were exact: the choice of layers to recompute has a limit.
     [[nodiscard]] bool exact() const noexcept { return exact_; }
 

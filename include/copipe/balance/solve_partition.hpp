@@ -45,16 +45,18 @@ template <class = void> void require_comparable(partition_problem const& problem
 }
 
 /// The layers to recompute so that every rank has enough memory under a partition, as cheaply as can be; nothing if
-/// even all of them would not do. For the orders `single`, `v` and `bidirectional`.
+/// even all of them would not do. For the orders `single`, `loop`, `v` and `bidirectional`.
 template <class = void>
 [[nodiscard]] std::optional<row<int>> recompute_for(partition_problem const& problem, row<int> const& bounds) {
     rank_costs const costs(problem);
     row<int> found;
     int const stages = problem.stages();
-    for (int rank = 0; rank < (problem.mirrored() ? stages / 2 : stages); ++rank) {
+    bool const loop = problem.order == stage_order::loop;
+    for (int rank = 0; rank < (problem.mirrored() ? stages / 2 : problem.ranks); ++rank) {
         int const far = problem.mirrored() ? stages - rank : 0;
         auto const choice =
-            costs.recomputed(rank, bounds[rank], bounds[rank + 1], bounds[std::max(far - 1, 0)], bounds[far]);
+            loop ? costs.recomputed(rank, bounds)
+                 : costs.recomputed(rank, bounds[rank], bounds[rank + 1], bounds[std::max(far - 1, 0)], bounds[far]);
         if (choice.extra == never) return {};
         found.insert(found.end(), choice.layers.begin(), choice.layers.end());
     }
@@ -65,20 +67,22 @@ template <class = void>
 /// [ranks] the bytes that each rank needs under a partition if these layers are recomputed. For the same orders.
 template <class = void> [[nodiscard]] row<ticks> bytes_of(partition_problem const& problem, row<int> const& bounds,
                                          row<int> const& recomputed) {
-    stage_map const where{problem.order, problem.ranks};
+    stage_map const where{problem.order, problem.ranks, problem.stages_per_rank};
+    bool const loop = problem.order == stage_order::loop;
     row<ticks> needed = problem.fixed.empty() ? row<ticks>(problem.ranks) : problem.fixed;
     row<char> any(problem.ranks);
     for (int copy = 0; copy < where.copies(); ++copy)
         for (int stage = 0; stage < where.stages(); ++stage) {
             int const rank = where.rank_of(stage, copy);
-            bool const far = stage != rank;
-            ticks const held = (far ? problem.in_flight_far : problem.in_flight)[rank];
+            bool const far = stage != rank && !loop;
+            int const at = loop ? stage : rank;
+            ticks const held = (far ? problem.in_flight_far : problem.in_flight)[at];
             auto const& restored = far ? problem.restored_far : problem.restored;
             for (int i = bounds[stage]; i < bounds[stage + 1]; ++i) {
                 bool const again = std::binary_search(recomputed.begin(), recomputed.end(), i);
                 needed[rank] += problem.parameters[i];
                 needed[rank] += held * (again ? problem.checkpoint : problem.activations)[i];
-                if (again && !restored.empty()) needed[rank] += restored[rank] * problem.activations[i];
+                if (again && !restored.empty()) needed[rank] += restored[at] * problem.activations[i];
                 if (again && any[rank]++ == 0) needed[rank] += problem.recompute_space;
             }
         }
@@ -231,10 +235,10 @@ private:
 
     bool looped() {
         loop_search search(costs_, problem_);
-        settle(search, ideal());
+        bool const found = settle(search, ideal());
         plan_.bounds = search.bounds();
         plan_.exact = search.exact();
-        return true;
+        return found;
     }
 
     [[nodiscard]] ticks ideal() const { return static_cast<ticks>(ideal_time(problem_) * (1 - 1e-9)); }
