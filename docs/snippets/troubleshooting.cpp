@@ -129,7 +129,7 @@ void planned_and_measured(copipe::model<host_device> const& layers, letters::phr
     std::vector<copipe::span> planned;
     copipe::evaluate(programs, where, 8, costs, [&](copipe::span const& each) { planned.push_back(each); });
 
-    std::array const groups{copipe::trace_group{.name = "planned", .spans = planned},
+    std::vector const groups{copipe::trace_group{.name = "planned", .spans = planned},
                             copipe::trace_group{.name = "measured", .spans = measured}};
     copipe::write_chrome_trace("both.trace.json", groups); // open it at https://ui.perfetto.dev
     expect(trainer.step(data).measured.mean_bubble_ratio() > 0, "some bubble is measured");

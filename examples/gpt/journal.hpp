@@ -93,7 +93,7 @@ public:
         schedule const& of = plan.order;
         for (auto const& rank : copipe::timeline(of.programs, of.where, of.size.micro_batches, plan.costs()))
             planned.insert(planned.end(), rank.begin(), rank.end());
-        std::array const groups{copipe::trace_group{.name = "measured", .spans = measured},
+        std::vector const groups{copipe::trace_group{.name = "measured", .spans = measured},
                                 copipe::trace_group{.name = "planned", .spans = planned}};
         copipe::write_chrome_trace(asked_.timeline, groups);
     }

@@ -37,8 +37,8 @@ TEST_CASE("parts of a file can be written in any order") {
     temporary_folder const folder;
     atomic_file file{folder / "result"};
     std::string const tail = "tail", head = "head";
-    file.write_at(std::as_bytes(std::span{tail}), 4);
-    file.write_at(std::as_bytes(std::span{head}), 0);
+    file.write_at(tail.data(), tail.size(), 4);
+    file.write_at(head.data(), head.size(), 0);
     file.commit();
     CHECK(contents(folder / "result") == "headtail");
 }

@@ -20,14 +20,13 @@ span of(span_kind kind, double start, double end, int rank = 0) {
     return {start, end, {}, rank, kind, wait_reason::none};
 }
 
-json written(std::span<trace_group const> groups) {
+json written(std::vector<trace_group> const& groups) {
     temporary_folder const folder;
     write_chrome_trace(folder / "trace.json", groups);
     return json::parse(contents(folder / "trace.json"));
 }
 json written(std::vector<span> const& spans) {
-    trace_group const only{.name = "", .spans = spans};
-    return written({&only, 1});
+    return written(std::vector{trace_group{.name = "", .spans = spans}});
 }
 
 /// The drawn events by process and thread.
@@ -134,7 +133,7 @@ TEST_CASE("planned and measured timelines of one step line up in one file") {
         each.start += 98765.25;
         each.end += 98765.25;
     }
-    std::array const groups{trace_group{"planned", planned}, trace_group{"measured", measured}};
+    std::vector const groups{trace_group{"planned", planned}, trace_group{"measured", measured}};
     auto const trace = written(groups);
     auto const processes = names(trace, "process_name");
     REQUIRE(processes.size() == 8);
@@ -159,7 +158,7 @@ TEST_CASE("planned and measured timelines of one step line up in one file") {
 TEST_CASE("a timeline with too many spans keeps each group's earliest and says so") {
     temporary_folder const folder;
     auto const spans = planned_dualpipe();
-    std::array const groups{trace_group{"a", spans}, trace_group{"b", spans}};
+    std::vector const groups{trace_group{"a", spans}, trace_group{"b", spans}};
     auto const size = write_chrome_trace(folder / "trace.json", groups, 100);
     CHECK(size.written == 100);
     CHECK(size.left_out == 2 * spans.size() - 100);
@@ -177,6 +176,6 @@ TEST_CASE("an empty timeline is a file that opens") {
 
 TEST_CASE("a timeline that cannot be written says so and leaves nothing behind") {
     temporary_folder const folder;
-    CHECK_THROWS_WITH(write_chrome_trace(folder / "no/trace.json", std::span<span const>{}), says("no/trace.json"));
+    CHECK_THROWS_WITH(write_chrome_trace(folder / "no/trace.json", std::vector<span>{}), says("no/trace.json"));
     CHECK(folder.entries() == 0);
 }

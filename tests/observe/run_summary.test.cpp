@@ -22,7 +22,7 @@ TEST_CASE("the table of a run shows each rank's share of all steps") {
     run.add(step_of(7, 10));
     CHECK(run.steps() == 2);
     CHECK(run.total().makespan == 20);
-    std::size_t const peaks[] = {1536, 5u << 20};
+    std::vector<std::size_t> const peaks = {1536, 5u << 20};
     CHECK(run.table(peaks) ==
           "rank    busy  overlapped  bubble  warm-up  steady  cool-down  wait: input  no work  peak memory\n"
           "0     75.0 %       0.0 %  25.0 %   25.0 %   0.0 %      0.0 %       25.0 %    0.0 %      1.5 KiB\n"

@@ -19,11 +19,6 @@ span waiting(int rank, double start, double end, wait_reason why) {
     return {start, end, {}, rank, span_kind::wait, why};
 }
 
-step_summary summary_of(std::vector<std::vector<span>> const& ranks) {
-    std::vector<std::span<span const>> const lists(ranks.begin(), ranks.end());
-    return summarize(std::span<std::span<span const> const>{lists});
-}
-
 // A rank's figures, counted second by second from the words of the documentation.
 rank_summary counted(std::vector<span> const& spans, int step_start, int step_end) {
     auto const at = [](span const& each, int second) { return each.start <= second && each.end >= second + 1; };
@@ -88,7 +83,7 @@ TEST_CASE("busy, bubble, phases and reasons are what counting second by second g
             }
         }
         if (start > end) continue;
-        auto const found = summary_of(ranks);
+        auto const found = summarize(ranks);
         REQUIRE(found.makespan == end - start);
         for (std::size_t rank = 0; rank < 3; ++rank) {
             INFO("rank " << rank);
@@ -110,7 +105,7 @@ TEST_CASE("a planned timeline has the busy and idle time of its forecast") {
         auto const all = programs(policy, size);
         auto const where = policy.placed(size);
         auto const expected = evaluate(all, where, size.micro_batches, costs);
-        auto const found = summary_of(timeline(all, where, size.micro_batches, costs));
+        auto const found = summarize(timeline(all, where, size.micro_batches, costs));
         REQUIRE(found.makespan == Approx(expected.makespan));
         for (std::size_t rank = 0; rank < all.size(); ++rank) {
             CHECK(found.ranks[rank].busy == Approx(expected.busy[rank]));
@@ -125,7 +120,7 @@ TEST_CASE("a planned timeline has the busy and idle time of its forecast") {
 TEST_CASE("the last rank of 1F1B idles P-1 forwards at first and P-1 backwards at last") {
     shape const size{.ranks = 4, .micro_batches = 8};
     auto const where = one_f_one_b{}.placed(size);
-    auto const found = summary_of(timeline(programs(one_f_one_b{}, size), where, 8, uniform_costs{}));
+    auto const found = summarize(timeline(programs(one_f_one_b{}, size), where, 8, uniform_costs{}));
     auto const& last = found.ranks[3];
     CHECK(last.warm_up == Approx(3 * 1.0));
     CHECK(last.cool_down == Approx(3 * 2.0));
@@ -133,7 +128,7 @@ TEST_CASE("the last rank of 1F1B idles P-1 forwards at first and P-1 backwards a
 }
 
 TEST_CASE("halves that run at the same time are busy once") {
-    auto const found = summary_of(
+    auto const found = summarize(
         {{work(0, 0, 4, span_kind::overlapped_forward), work(0, 1, 5, span_kind::overlapped_backward)}});
     CHECK(found.ranks[0].busy == 5);
     CHECK(found.ranks[0].overlapped == 5);
@@ -141,7 +136,7 @@ TEST_CASE("halves that run at the same time are busy once") {
 }
 
 TEST_CASE("reduction and optimizer after the last chunk lengthen the update, not the bubble") {
-    auto const found = summary_of({{work(0, 0, 2, span_kind::forward), work(0, 2, 6, span_kind::backward),
+    auto const found = summarize({{work(0, 0, 2, span_kind::forward), work(0, 2, 6, span_kind::backward),
                                     waiting(0, 6, 7, wait_reason::reduction), work(0, 7, 9, span_kind::optimizer)},
                                    {work(1, 2, 4, span_kind::forward)}});
     CHECK(found.makespan == 6);

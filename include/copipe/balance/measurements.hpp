@@ -10,7 +10,6 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
-#include <span>
 #include <utility>
 
 namespace copipe {
@@ -81,7 +80,7 @@ public:
         ++message_counts_[stage];
     }
     /// For what a rank has waited in the step, in seconds by wait_reason.
-    void waited(int rank, std::span<double const> by_reason) {
+    template <class Seconds> void waited(int rank, Seconds const& by_reason) {
         waits_[rank].assign(by_reason.begin(), by_reason.end());
     }
 

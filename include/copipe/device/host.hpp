@@ -14,17 +14,17 @@ namespace copipe {
 
 /// A device of one rank on the host. Each stream has a worker thread; with `host_execution::inline_` it has none, and
 /// work runs where it is enqueued (for tests of ordering-free code and for measuring the engine itself).
-class host_device {
+template <class = void> class basic_host_device {
 public:
     using stream = host_stream;
     using event = host_event;
 
-    host_device() = default;
-    explicit host_device(host_execution execution) : execution_(execution) {}
-    host_device(host_device const&) = delete;
-    auto operator=(host_device const&) -> host_device& = delete;
+    basic_host_device() = default;
+    explicit basic_host_device(host_execution execution) : execution_(execution) {}
+    basic_host_device(basic_host_device const&) = delete;
+    auto operator=(basic_host_device const&) -> basic_host_device& = delete;
     /// Waits for all enqueued work: streams wait for each other's events and use each other's memory.
-    ~host_device() {
+    ~basic_host_device() {
         for (host_stream& each : streams_) {
             try {
                 each.synchronize();
@@ -51,6 +51,8 @@ private:
     std::atomic<double> slowness_{1};
     std::deque<host_stream> streams_{};
 };
+
+using host_device = basic_host_device<>;
 
 static_assert(device<host_device>);
 

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -21,10 +22,11 @@
 #include <thread>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 namespace copipe {
 
-class host_stream;
+template <class = void> class basic_host_stream;
 
 /// Seconds on the host's monotonic clock.
 [[nodiscard]] inline auto host_seconds() noexcept -> double {
@@ -38,36 +40,45 @@ struct host_timestamp {
 };
 
 /// An event of a host_stream: "the first n launches have completed".
-class host_event {
+template <class Lazy = void> class basic_host_event {
 public:
-    host_event() = default;
-    host_event(host_event&& other) noexcept
+    basic_host_event() = default;
+    basic_host_event(basic_host_event&& other) noexcept
         : stream_(std::exchange(other.stream_, nullptr)), launches_(other.launches_),
           stamp_(std::exchange(other.stamp_, nullptr)) {}
-    auto operator=(host_event&& other) noexcept -> host_event& {
+    auto operator=(basic_host_event&& other) noexcept -> basic_host_event& {
         std::swap(stream_, other.stream_);
         std::swap(launches_, other.launches_);
         std::swap(stamp_, other.stamp_);
         return *this;
     }
-    inline ~host_event();
+    ~basic_host_event() {
+        if (stamp_) stamp_->next = std::exchange(stream_->free_stamps_, stamp_);
+    }
 
-    [[nodiscard]] inline auto done() const noexcept -> bool;
+    [[nodiscard]] auto done() const noexcept -> bool {
+        return !stream_ || stream_->completed_.load(std::memory_order_acquire) >= launches_;
+    }
     [[nodiscard]] auto time() const noexcept -> double { return stamp_ ? stamp_->seconds : 0; }
-    [[nodiscard]] inline auto on_completion(waiter& w) const -> bool;
-    inline void check() const;
+    [[nodiscard]] auto on_completion(waiter& w) const -> bool { return stream_ && stream_->notify_at(launches_, w); }
+    void check() const {
+        if (stream_ && stream_->failed_at_.load(std::memory_order_acquire) <= launches_) stream_->rethrow();
+    }
 
     [[nodiscard]] auto completion() const noexcept { return completion_awaiter{*this}; }
 
 private:
-    friend class host_stream;
-    host_event(host_stream& stream, std::uint64_t launches, host_timestamp* stamp) noexcept
+    using host_stream = basic_host_stream<Lazy>;
+    friend host_stream;
+    basic_host_event(host_stream& stream, std::uint64_t launches, host_timestamp* stamp) noexcept
         : stream_(&stream), launches_(launches), stamp_(stamp) {}
 
     host_stream* stream_ = nullptr;
     std::uint64_t launches_ = 0;
     host_timestamp* stamp_ = nullptr;
 };
+
+using host_event = basic_host_event<>;
 
 /// Whether a stream has a worker thread of its own, or runs each launch at once on the thread that enqueues it.
 enum class host_execution : bool { worker_thread, inline_ };
@@ -77,21 +88,21 @@ enum class host_execution : bool { worker_thread, inline_ };
 /// `launch(f)` enqueues any trivially destructible callable of at most 232 bytes: it must capture pointers and sizes,
 /// never tensors, as a CUDA kernel would. If it throws, later launches are skipped until the failure has been reported:
 /// by `check` of a later event, or by `synchronize`.
-class host_stream {
+template <class Lazy> class basic_host_stream {
 public:
-    using event = host_event;
+    using event = basic_host_event<Lazy>;
 
     /// With `slowness`, which outlives the stream, launches take so many times as long; below 1 as long as they do.
-    host_stream(memory_ledger& ledger, host_execution execution, std::atomic<double> const* slowness = nullptr)
+    basic_host_stream(memory_ledger& ledger, host_execution execution, std::atomic<double> const* slowness = nullptr)
         : memory_(ledger), slowness_(slowness) {
         if (execution == host_execution::worker_thread) {
             queue_ = std::make_unique<queue>();
             worker_ = std::thread([this] { work(); });
         }
     }
-    host_stream(host_stream const&) = delete;
-    auto operator=(host_stream const&) -> host_stream& = delete;
-    ~host_stream() {
+    basic_host_stream(basic_host_stream const&) = delete;
+    auto operator=(basic_host_stream const&) -> basic_host_stream& = delete;
+    ~basic_host_stream() {
         if (worker_.joinable()) {
             enqueue([this] { stopping_ = true; });
             worker_.join();
@@ -124,7 +135,7 @@ public:
         launch([=] { std::transform(sum, sum + count, addend, sum, std::plus<>{}); });
     }
 
-    [[nodiscard]] auto record(timing timed = timing::off) -> host_event {
+    [[nodiscard]] auto record(timing timed = timing::off) -> event {
         host_timestamp* stamp = nullptr;
         if (timed == timing::on) {
             stamp = free_stamps_ ? std::exchange(free_stamps_, free_stamps_->next) : new host_timestamp;
@@ -133,7 +144,7 @@ public:
         return {*this, launched_, stamp};
     }
 
-    void wait(host_event const& e) {
+    void wait(event const& e) {
         if (!e.stream_ || e.stream_ == this || e.done()) return;
         enqueue([other = e.stream_, n = e.launches_]() noexcept { other->wait_on_host(n); });
     }
@@ -146,7 +157,7 @@ public:
     [[nodiscard]] auto memory() noexcept -> std::pmr::memory_resource* { return &memory_; }
 
 private:
-    friend class host_event;
+    friend event;
     static constexpr std::uint64_t never = std::numeric_limits<std::uint64_t>::max();
     static constexpr std::size_t capacity = 256;
 
@@ -252,16 +263,7 @@ private:
     std::thread worker_{};
 };
 
-inline host_event::~host_event() {
-    if (stamp_) stamp_->next = std::exchange(stream_->free_stamps_, stamp_);
-}
-inline auto host_event::done() const noexcept -> bool {
-    return !stream_ || stream_->completed_.load(std::memory_order_acquire) >= launches_;
-}
-inline auto host_event::on_completion(waiter& w) const -> bool { return stream_ && stream_->notify_at(launches_, w); }
-inline void host_event::check() const {
-    if (stream_ && stream_->failed_at_.load(std::memory_order_acquire) <= launches_) stream_->rethrow();
-}
+using host_stream = basic_host_stream<>;
 
 static_assert(device_event<host_event> && device_stream<host_stream>);
 

@@ -26,7 +26,7 @@ namespace copipe {
 
 /// The executor of all simulated ranks and their clock. Idle time does not pass: the clock jumps to the next
 /// completion.
-class simulation final : public executor {
+template <class = void> class basic_simulation final : public executor {
 public:
     [[nodiscard]] auto now() const noexcept -> double { return now_; }
 
@@ -67,6 +67,8 @@ private:
     std::vector<appointment> opened_{};
 };
 
+using simulation = basic_simulation<>;
+
 /// How one simulated rank behaves. Seconds are virtual.
 struct simulated_behaviour {
     double latency = 0;          ///< of a message to arrive here
@@ -97,25 +99,34 @@ private:
     double jitter_, slowness_;
 };
 
-class simulated_stream;
+template <class = void> class basic_simulated_stream;
 
 /// A moment of virtual time.
-class simulated_event {
+template <class Lazy = void> class basic_simulated_event {
 public:
-    simulated_event() = default;
-    [[nodiscard]] inline auto done() const noexcept -> bool;
+    basic_simulated_event() = default;
+    [[nodiscard]] auto done() const noexcept -> bool { return !stream_ || time_ <= stream_->clock_->now(); }
     [[nodiscard]] auto time() const noexcept -> double { return time_; }
-    [[nodiscard]] inline auto on_completion(waiter& w) const -> bool;
-    inline void check() const;
+    [[nodiscard]] auto on_completion(waiter& w) const -> bool {
+        if (done()) return false;
+        stream_->clock_->wake_at(time_, w);
+        return true;
+    }
+    void check() const {
+        if (stream_ && time_ > stream_->how_->fails_at) stream_->fail();
+    }
 
     [[nodiscard]] auto completion() const noexcept { return completion_awaiter{*this}; }
 
 private:
-    friend class simulated_stream;
-    simulated_event(simulated_stream* stream, double time) noexcept : stream_(stream), time_(time) {}
+    using simulated_stream = basic_simulated_stream<Lazy>;
+    friend simulated_stream;
+    basic_simulated_event(simulated_stream* stream, double time) noexcept : stream_(stream), time_(time) {}
     simulated_stream* stream_ = nullptr;
     double time_ = 0;
 };
+
+using simulated_event = basic_simulated_event<>;
 
 /// Hands out an address, its own, not memory, and counts the bytes. Aligned as those who allocate ask for.
 class alignas(64) simulated_memory final : public std::pmr::memory_resource {
@@ -140,11 +151,12 @@ private:
 
 /// A stream as the time at which all its work will have ended. A link's copies take its bandwidth, and arrive its
 /// latency later.
-class simulated_stream {
+template <class Lazy> class basic_simulated_stream {
 public:
-    using event = simulated_event;
+    using event = basic_simulated_event<Lazy>;
 
-    simulated_stream(simulation& clock, simulated_behaviour const& how, simulated_memory& memory, bool link) noexcept
+    basic_simulated_stream(simulation& clock, simulated_behaviour const& how, simulated_memory& memory,
+                           bool link) noexcept
         : clock_(&clock), how_(&how), memory_(&memory), link_(link) {}
 
     /// Enqueues work that takes `seconds`.
@@ -159,10 +171,10 @@ public:
     }
     void zero(void*, std::size_t) noexcept {}
     void add(float*, float const*, std::size_t) noexcept {}
-    [[nodiscard]] auto record(timing = timing::off) noexcept -> simulated_event {
+    [[nodiscard]] auto record(timing = timing::off) noexcept -> event {
         return {this, std::max(tail_, clock_->now()) + (link_ ? how_->latency : 0)};
     }
-    void wait(simulated_event const& e) noexcept { tail_ = std::max(tail_, e.time_); }
+    void wait(event const& e) noexcept { tail_ = std::max(tail_, e.time_); }
     /// The host cannot wait in virtual time outside a coroutine; what was enqueued has an end already. Throws what
     /// failed.
     void synchronize() {
@@ -171,7 +183,7 @@ public:
     [[nodiscard]] auto memory() const noexcept -> std::pmr::memory_resource* { return memory_; }
 
 private:
-    friend class simulated_event;
+    friend event;
     [[noreturn]] void fail() const {
         throw error("the simulated device failed at " + std::to_string(how_->fails_at) + " s, as it was told to");
     }
@@ -184,23 +196,16 @@ private:
     double tail_ = 0;
 };
 
-inline auto simulated_event::done() const noexcept -> bool { return !stream_ || time_ <= stream_->clock_->now(); }
-inline auto simulated_event::on_completion(waiter& w) const -> bool {
-    if (done()) return false;
-    stream_->clock_->wake_at(time_, w);
-    return true;
-}
-inline void simulated_event::check() const {
-    if (stream_ && time_ > stream_->how_->fails_at) stream_->fail();
-}
+using simulated_stream = basic_simulated_stream<>;
 
 /// A device of one simulated rank.
-class simulated_device {
+template <class = void> class basic_simulated_device {
 public:
     using stream = simulated_stream;
     using event = simulated_event;
 
-    explicit simulated_device(simulation& clock, simulated_behaviour how = {}) : clock_(&clock), how_(std::move(how)) {}
+    explicit basic_simulated_device(simulation& clock, simulated_behaviour how = {})
+        : clock_(&clock), how_(std::move(how)) {}
 
     [[nodiscard]] auto open_stream(std::string_view) -> simulated_stream& {
         return streams_.emplace_back(*clock_, how_, memory_, false);
@@ -219,6 +224,8 @@ private:
     simulated_memory memory_{};
     std::deque<simulated_stream> streams_{};
 };
+
+using simulated_device = basic_simulated_device<>;
 
 static_assert(device<simulated_device>);
 

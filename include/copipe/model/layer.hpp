@@ -13,7 +13,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <span>
 #include <utility>
 #include <vector>
 
@@ -92,7 +91,7 @@ public:
         requires(!std::same_as<L, any_layer>) && layer<L, Device>
     explicit any_layer(L prototype) : self_(std::make_unique<model<L>>(std::move(prototype))) {}
 
-    [[nodiscard]] auto parameters() const noexcept -> std::span<parameter* const> { return self_->parameters; }
+    [[nodiscard]] auto parameters() const noexcept -> std::vector<parameter*> const& { return self_->parameters; }
     /// Makes room for micro-batches 0 to n-1.
     void reserve(std::size_t micro_batches) { self_->reserve(micro_batches); }
     /// Whether the layer keeps only its input from forward to backward, and runs forward again before that: the same

@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <fcntl.h>
-#include <span>
 #include <string>
 #include <string_view>
 #include <sys/stat.h>
@@ -49,12 +48,13 @@ private:
 
 /// Writes all bytes at `offset` of an open file; throws `file_error` about `path`. Several threads may write at once.
 template <class = void>
-void write_all(int descriptor, std::string const& path, std::span<std::byte const> bytes, std::uint64_t offset) {
-    while (!bytes.empty()) {
-        ssize_t const written = ::pwrite(descriptor, bytes.data(), bytes.size(), static_cast<off_t>(offset));
+void write_all(int descriptor, std::string const& path, void const* from, std::size_t bytes, std::uint64_t offset) {
+    for (auto at = static_cast<char const*>(from), end = at + bytes; at != end;) {
+        auto const left = static_cast<std::size_t>(end - at);
+        ssize_t const written = ::pwrite(descriptor, at, left, static_cast<off_t>(offset));
         if (written < 0 && errno == EINTR) continue;
         if (written <= 0) throw file_error(path, "write", written < 0 ? errno : ENOSPC);
-        bytes = bytes.subspan(static_cast<std::size_t>(written));
+        at += written;
         offset += static_cast<std::uint64_t>(written);
     }
 }
@@ -83,12 +83,12 @@ public:
 
     /// Appends to what was appended before.
     template <class = void> void append(std::string_view text) {
-        write_at(std::as_bytes(std::span{text}), size_);
+        write_at(text.data(), text.size(), size_);
         size_ += text.size();
     }
     /// Writes anywhere; several threads at once may. Throws `file_error`.
-    template <class = void> void write_at(std::span<std::byte const> bytes, std::uint64_t offset) const {
-        write_all(descriptor_, path_, bytes, offset);
+    template <class = void> void write_at(void const* from, std::size_t bytes, std::uint64_t offset) const {
+        write_all(descriptor_, path_, from, bytes, offset);
     }
 
     /// Puts the file on the disk and then in its place. Throws `file_error`; the older file is then as it was.

@@ -12,7 +12,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <span>
 #include <string>
 #include <string_view>
 #include <tuple>
@@ -25,7 +24,7 @@ namespace copipe {
 /// clock it comes from, so that groups line up. The spans are read while the file is written.
 struct trace_group {
     std::string name;
-    std::span<span const> spans; ///< in any order
+    std::vector<span> const& spans; ///< in any order
 };
 
 /// How many spans a timeline file holds, and how many were left out because it would have become too large to draw.
@@ -47,9 +46,10 @@ public:
         std::sort(kept.begin(), kept.end(), [](span const& a, span const& b) { return a.start < b.start; });
         kept.resize(std::min(kept.size(), most));
         if (!kept.empty()) origin_ = kept.front().start;
-        auto const key = [](span const& one) { return std::pair{one.rank, track_of(one.kind)}; };
+        auto const key = [](span const& one) { return 256 * one.rank + static_cast<int>(track_of(one.kind)); };
         std::sort(kept.begin(), kept.end(), [&](span const& a, span const& b) {
-            return std::tuple{key(a), a.start, a.end} < std::tuple{key(b), b.start, b.end};
+            if (key(a) != key(b)) return key(a) < key(b);
+            return a.start != b.start ? a.start < b.start : a.end < b.end;
         });
 
         for (auto from = kept.begin(); from != kept.end();) {
@@ -59,7 +59,7 @@ public:
                 std::string const prefix = group.name.empty() ? "" : group.name + " ";
                 label("process", 0, prefix + "rank " + std::to_string(from->rank), pid_);
             }
-            track({from, to});
+            track(std::vector<span>(from, to));
             from = to;
         }
     }
@@ -78,7 +78,7 @@ public:
 
 private:
     /// Spans of one track in order of start. Those that overlap others go to further lanes, "send 2" and so on.
-    void track(std::span<span const> spans) {
+    void track(std::vector<span> const& spans) {
         int const first = 10000 * (1 + static_cast<int>(track_of(spans.front().kind)));
         std::vector<std::int64_t> lanes; // where each lane's last event ends
         for (span const& one : spans) {
@@ -162,7 +162,7 @@ private:
 /// Writes a timeline file: a process per rank and group, in it tracks for compute, sends, receives, either half of
 /// overlapped pairs, and waits. Of more than `most` spans each group keeps its share, the earliest; the file says so in
 /// its `otherData`, and the answer too. Throws `file_error`; a file that was there before is then as it was.
-template <class = void> trace_size write_chrome_trace(std::string const& path, std::span<trace_group const> groups,
+template <class = void> trace_size write_chrome_trace(std::string const& path, std::vector<trace_group> const& groups,
                                      std::size_t most = 1'000'000) {
     std::size_t total = 0;
     for (trace_group const& each : groups) total += each.spans.size();
@@ -183,10 +183,9 @@ template <class = void> trace_size write_chrome_trace(std::string const& path, s
 }
 
 /// The same for spans of one kind, without a name.
-template <class = void> trace_size write_chrome_trace(std::string const& path, std::span<span const> spans,
+template <class = void> trace_size write_chrome_trace(std::string const& path, std::vector<span> const& spans,
                                      std::size_t most = 1'000'000) {
-    std::array const groups{trace_group{.name = "", .spans = spans}};
-    return write_chrome_trace(path, std::span<trace_group const>{groups}, most);
+    return write_chrome_trace(path, std::vector{trace_group{.name = "", .spans = spans}}, most);
 }
 
 } // namespace copipe

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <span>
 #include <vector>
 
 namespace copipe {
@@ -25,7 +24,7 @@ template <class = void> class step_graph {
 public:
     /// One list of spans per rank, each in the order of execution, from an evaluation or from a recorder. Spans other
     /// than chunks are left out.
-    step_graph(std::span<std::vector<span> const> ranks, placement const& where)
+    step_graph(std::vector<std::vector<span>> const& ranks, placement const& where)
         : where_(where), chunks_(ranks.size()), makers_(2 * static_cast<std::size_t>(where.stages())) {
         for (std::size_t rank = 0; rank < ranks.size(); ++rank)
             for (span const& each : ranks[rank])

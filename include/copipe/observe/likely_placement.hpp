@@ -7,13 +7,12 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <span>
 #include <vector>
 
 namespace copipe {
 
 /// The placement of a kind for as many ranks and stages as the programs have.
-template <class = void> [[nodiscard]] placement placement_for(layout kind, std::span<program const> all) {
+template <class = void> [[nodiscard]] placement placement_for(layout kind, std::vector<program> const& all) {
     int const ranks = static_cast<int>(all.size());
     int last = 0;
     for (program const& own : all)
@@ -34,7 +33,7 @@ template <class = void> [[nodiscard]] placement placement_for(layout kind, std::
 /// The placement that most of the chunks agree with, so that a few wrong ones are found as wrong. Where a `v` and a
 /// `bidirectional` placement both fit, the rank in the middle tells: in a V each micro-batch must pass its lower stage
 /// first.
-template <class = void> [[nodiscard]] placement likely_placement(std::span<program const> all) {
+template <class = void> [[nodiscard]] placement likely_placement(std::vector<program> const& all) {
     auto const agreeing = [&](placement const& where) {
         int agree = 0;
         for (int rank = 0; rank < where.ranks; ++rank)
@@ -63,7 +62,7 @@ template <class = void> [[nodiscard]] placement likely_placement(std::span<progr
 
 /// How many micro-batches a step of these programs has. At most one for every action, so that a number out of all
 /// proportion is found as wrong.
-template <class = void> [[nodiscard]] int micro_batches_in(std::span<program const> all, placement const& where) {
+template <class = void> [[nodiscard]] int micro_batches_in(std::vector<program> const& all, placement const& where) {
     int last = 0, actions = 0;
     for (program const& own : all) {
         actions += static_cast<int>(own.size());

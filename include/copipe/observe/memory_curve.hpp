@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <span>
 #include <vector>
 
 namespace copipe {
@@ -22,7 +21,7 @@ struct memory_level {
 
 /// The levels of one rank over time, from the spans of a step; `size_of(stage)` is a chunk's `chunk_memory`. Memory is
 /// taken at the start of a forward and freed at the end of the gradients; where both fall together it is freed first.
-[[nodiscard]] std::vector<memory_level> memory_curve(std::span<span const> spans, auto const& size_of) {
+[[nodiscard]] std::vector<memory_level> memory_curve(std::vector<span> const& spans, auto const& size_of) {
     std::vector<memory_level> changes, levels{{}};
     for (span const& each : spans) {
         if (each.kind > span_kind::overlapped_backward) continue;
@@ -56,7 +55,7 @@ struct memory_level {
 }
 
 /// The same in chunks.
-template <class = void> [[nodiscard]] std::vector<memory_level> memory_curve(std::span<span const> spans) {
+template <class = void> [[nodiscard]] std::vector<memory_level> memory_curve(std::vector<span> const& spans) {
     return memory_curve(spans, [](int) { return chunk_memory{.until_input = 0, .until_weight = 1}; });
 }
 

@@ -7,7 +7,6 @@
 #include <atomic>
 #include <cassert>
 #include <cstddef>
-#include <span>
 #include <vector>
 
 namespace copipe {
@@ -40,7 +39,9 @@ public:
     }
 
     [[nodiscard]] int ranks() const noexcept { return static_cast<int>(buffers_.size()); }
-    [[nodiscard]] std::span<span const> of(int rank) const { return buffers_.at(static_cast<std::size_t>(rank)).spans; }
+    [[nodiscard]] std::vector<span> const& of(int rank) const {
+        return buffers_.at(static_cast<std::size_t>(rank)).spans;
+    }
     /// Spans for which there was no memory.
     [[nodiscard]] std::size_t lost() const noexcept { return lost_.load(std::memory_order_relaxed); }
 

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -30,7 +29,8 @@ public:
 
     /// Per rank busy and bubble, the bubble's phases and reasons, all as percent of the makespan, and peak memory in
     /// bytes (index: rank; left out if empty). Reasons that no rank waited for are left out.
-    template <class = void> [[nodiscard]] std::string table(std::span<std::size_t const> peak_memory = {}) const {
+    template <class Bytes = std::vector<std::size_t>>
+    [[nodiscard]] std::string table(Bytes const& peak_memory = {}) const {
         std::vector<wait_reason> const reasons = reasons_met();
         std::vector<std::string> heading{"rank", "busy", "overlapped", "bubble", "warm-up", "steady", "cool-down"};
         for (wait_reason const why : reasons)

@@ -12,7 +12,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -48,7 +47,7 @@ struct schedule_file {
 };
 
 /// One line per rank, no empty cells, `\n` after each line.
-template <class = void> [[nodiscard]] std::string to_csv(std::span<program const> all) {
+template <class = void> [[nodiscard]] std::string to_csv(std::vector<program> const& all) {
     std::string lines;
     for (program const& own : all) {
         for (action const& each : own) {

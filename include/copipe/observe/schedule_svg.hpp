@@ -11,7 +11,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdio>
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,7 +21,7 @@ namespace copipe {
 template <class = void> class schedule_picture {
 public:
     /// One list of spans per rank, in seconds or any unit; `title` stands above.
-    schedule_picture(std::span<std::vector<span> const> ranks, placement const& where, std::string_view title)
+    schedule_picture(std::vector<std::vector<span>> const& ranks, placement const& where, std::string_view title)
         : ranks_(ranks), where_(where), title_(title) {
         double shortest = 0;
         for (auto const& spans : ranks)
@@ -212,7 +211,7 @@ private:
         ".I0{fill:#4fb8b0}.I1{fill:#94d6d1}.I2{fill:#b9e5e1}.I3{fill:#d6f0ee}"
         ".W0{fill:#f0a860}.W1{fill:#f6cb9c}.W2{fill:#f9dcbd}.W3{fill:#fcebd9}</style>\n";
 
-    std::span<std::vector<span> const> ranks_;
+    std::vector<std::vector<span>> const& ranks_;
     placement where_;
     std::string title_;
     double end_ = 0, scale_ = 1;
@@ -223,7 +222,7 @@ private:
 
 /// Draws one step as a standalone SVG file: see `schedule_picture`.
 template <class = void>
-[[nodiscard]] std::string to_svg(std::span<std::vector<span> const> ranks, placement const& where,
+[[nodiscard]] std::string to_svg(std::vector<std::vector<span>> const& ranks, placement const& where,
                                         std::string_view title) {
     return schedule_picture(ranks, where, title).svg();
 }

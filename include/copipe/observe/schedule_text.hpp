@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -16,7 +15,7 @@ namespace copipe {
 /// full backwards or input gradients, each by the last digit of its micro-batch; `w` weight gradients, `*` overlapped
 /// pairs, `.` idle.
 template <class = void>
-[[nodiscard]] std::string to_text(std::span<std::vector<span> const> ranks, std::size_t columns = 100) {
+[[nodiscard]] std::string to_text(std::vector<std::vector<span>> const& ranks, std::size_t columns = 100) {
     double end = 0, shortest = 0;
     for (auto const& spans : ranks)
         for (span const& each : spans) {

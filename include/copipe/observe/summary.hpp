@@ -8,7 +8,6 @@
 #include <array>
 #include <concepts>
 #include <cstddef>
-#include <span>
 #include <vector>
 
 namespace copipe {
@@ -86,7 +85,7 @@ struct stretch {
 /// One rank's spans of a step, in any order, within the step's stretch of chunks.
 template <class = void> class rank_sweep {
 public:
-    rank_sweep(std::span<span const> spans, stretch const& step) {
+    rank_sweep(std::vector<span> const& spans, stretch const& step) {
         stretch forwards, others, all;
         for (span const& each : spans) {
             all.add(each);
@@ -154,28 +153,27 @@ private:
     rank_summary found_;
 };
 
-/// Summarizes the spans of one step, in any order: one list per rank, of a `recorder` or of a planned timeline. Ranks
-/// of other processes have none and count as idle.
-template <class = void> [[nodiscard]] step_summary summarize(std::span<std::span<span const> const> ranks) {
+/// Summarizes the spans of one step, in any order: `of(rank)` are a rank's. Ranks of other processes have none and
+/// count as idle.
+template <class Of> [[nodiscard]] step_summary summarize(int ranks, Of const& of) {
     stretch step;
-    for (auto const spans : ranks)
-        for (span const& each : spans)
+    for (int rank = 0; rank < ranks; ++rank)
+        for (span const& each : of(rank))
             if (is_chunk(each.kind)) step.add(each);
     step_summary found{.makespan = step.end - step.start, .ranks = {}};
-    for (auto const spans : ranks) found.ranks.push_back(rank_sweep{spans, step}.run());
+    for (int rank = 0; rank < ranks; ++rank) found.ranks.push_back(rank_sweep{of(rank), step}.run());
     return found;
 }
-
-/// The same for anything that knows `ranks()` and `of(rank)`, such as a `recorder`.
+/// Of a planned timeline.
+template <class = void> [[nodiscard]] step_summary summarize(std::vector<std::vector<span>> const& ranks) {
+    return summarize(static_cast<int>(ranks.size()),
+                     [&](int rank) -> auto const& { return ranks[static_cast<std::size_t>(rank)]; });
+}
+/// Of anything that knows `ranks()` and `of(rank)`, such as a `recorder`.
 template <class Recorder>
-    requires requires(Recorder const& spans, int rank) {
-        { spans.ranks() } -> std::same_as<int>;
-        { spans.of(rank) } -> std::convertible_to<std::span<span const>>;
-    }
+    requires requires(Recorder const& spans) { spans.of(spans.ranks() - 1); }
 [[nodiscard]] step_summary summarize(Recorder const& spans) {
-    std::vector<std::span<span const>> ranks;
-    for (int rank = 0; rank < spans.ranks(); ++rank) ranks.push_back(spans.of(rank));
-    return summarize(std::span<std::span<span const> const>{ranks});
+    return summarize(spans.ranks(), [&](int rank) -> auto const& { return spans.of(rank); });
 }
 
 } // namespace copipe

@@ -5,7 +5,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <span>
 #include <string>
 
 namespace copipe {
@@ -31,6 +30,19 @@ struct chunk {
     friend constexpr bool operator==(chunk const&, chunk const&) = default;
 };
 
+/// The chunks of an action. (A std::span of them takes a compiler a tenth of the time of this whole room.)
+struct chunk_list {
+    chunk const* first;
+    std::size_t count;
+
+    [[nodiscard]] constexpr chunk const* begin() const noexcept { return first; }
+    [[nodiscard]] constexpr chunk const* end() const noexcept { return first + count; }
+    [[nodiscard]] constexpr std::size_t size() const noexcept { return count; }
+    [[nodiscard]] constexpr chunk const& operator[](std::size_t i) const noexcept { return first[i]; }
+    [[nodiscard]] constexpr chunk const& front() const noexcept { return first[0]; }
+    [[nodiscard]] constexpr chunk const& back() const noexcept { return first[count - 1]; }
+};
+
 /// One entry of a rank's program: a chunk, or a forward overlapped with a full backward of another chunk.
 /// A single chunk is stored twice, so a program is a plain array of 16-byte values.
 class action {
@@ -42,9 +54,7 @@ public:
     [[nodiscard]] constexpr bool overlapped() const noexcept { return halves_[0] != halves_[1]; }
 
     /// Its one chunk, or the forward and then the backward of the pair.
-    [[nodiscard]] constexpr std::span<chunk const> chunks() const noexcept {
-        return {halves_.data(), overlapped() ? 2U : 1U};
-    }
+    [[nodiscard]] constexpr chunk_list chunks() const noexcept { return {halves_.data(), overlapped() ? 2U : 1U}; }
     [[nodiscard]] constexpr chunk const& front() const noexcept { return halves_[0]; }
 
     friend constexpr bool operator==(action const&, action const&) = default;

@@ -68,12 +68,12 @@ private:
     constexpr void backward_input(int phase) {
         chunk const input = next_backward(phase, op::backward_input);
         order_.push_back(input);
-        waiting_.emplace_back(op::backward_weight, input.stage, input.micro_batch);
+        waiting_.push_back({op::backward_weight, input.stage, input.micro_batch});
     }
     constexpr void backward_weight() { order_.push_back(waiting_[oldest_++]); }
     constexpr void overlapped(int forward_phase, int backward_phase) {
         chunk const ahead = next_forward(forward_phase);
-        order_.emplace_back(ahead, next_backward(backward_phase, op::backward));
+        order_.push_back({ahead, next_backward(backward_phase, op::backward)});
     }
 
     rank_view at_;

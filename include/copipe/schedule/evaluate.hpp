@@ -24,8 +24,8 @@ struct forecast {
 /// waits, in order. A rank starts an action as soon as it is free and the inputs are there; messages cost no compute;
 /// the messages from one rank to another share a link in the order of sending. For verified programs only.
 template <cost_model Costs, std::invocable<span const&> Record>
-constexpr forecast evaluate(std::span<program const> all, placement const& where, int micro_batches, Costs const& costs,
-                            Record&& record) {
+constexpr forecast evaluate(std::vector<program> const& all, placement const& where, int micro_batches,
+                            Costs const& costs, Record&& record) {
     auto const ranks = static_cast<std::size_t>(where.ranks);
     std::vector<double> first(ranks, -1), free(ranks, 0), busy(ranks, 0), link_free(2 * ranks, 0);
 
@@ -63,14 +63,14 @@ constexpr forecast evaluate(std::span<program const> all, placement const& where
 
 /// The same without a record.
 template <cost_model Costs>
-[[nodiscard]] constexpr forecast evaluate(std::span<program const> all, placement const& where, int micro_batches,
+[[nodiscard]] constexpr forecast evaluate(std::vector<program> const& all, placement const& where, int micro_batches,
                                           Costs const& costs) {
     return evaluate(all, where, micro_batches, costs, [](span const&) {});
 }
 
 /// The planned timeline: per rank its spans in order.
 template <cost_model Costs>
-[[nodiscard]] constexpr std::vector<std::vector<span>> timeline(std::span<program const> all, placement const& where,
+[[nodiscard]] constexpr std::vector<std::vector<span>> timeline(std::vector<program> const& all, placement const& where,
                                                                 int micro_batches, Costs const& costs) {
     std::vector<std::vector<span>> spans(all.size());
     evaluate(all, where, micro_batches, costs,

@@ -16,7 +16,7 @@ struct gpipe {
     [[nodiscard]] constexpr copipe::program program(shape size, int rank) const {
         copipe::program order;
         for (op const what : {op::forward, op::backward})
-            for (int m = 0; m < size.micro_batches; ++m) order.emplace_back(what, rank, m);
+            for (int m = 0; m < size.micro_batches; ++m) order.push_back({what, rank, m});
         return order;
     }
 };

@@ -25,7 +25,7 @@ struct basic_interleaved {
         for (int k = 0; k < walk.length(); ++k) {
             bool const more = k + ahead < walk.length();
             if (more && Overlapped) {
-                order.emplace_back(walk.forward(k + ahead), walk.backward(k));
+                order.push_back({walk.forward(k + ahead), walk.backward(k)});
             } else {
                 if (more) order.push_back(walk.forward(k + ahead));
                 order.push_back(walk.backward(k));

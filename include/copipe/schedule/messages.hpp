@@ -8,7 +8,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -62,7 +61,7 @@ struct lane {
 
 /// All that `from` sends to `to` while it runs `sender`, in order; of an overlapped pair the forward's output is first.
 template <class = void>
-[[nodiscard]] constexpr std::vector<message> sent(std::span<action const> sender, placement const& where, int from,
+[[nodiscard]] constexpr std::vector<message> sent(std::vector<action> const& sender, placement const& where, int from,
                                                   int to) {
     std::vector<message> in_order;
     if (from == to) return in_order;
@@ -91,7 +90,7 @@ template <class = void> [[nodiscard]] constexpr std::vector<int> peers(placement
 
 /// What `rank` receives, by peer, in each sender's order. `all` holds the programs of all ranks; only peers' are read.
 template <class = void>
-[[nodiscard]] constexpr std::vector<lane> incoming(std::span<std::vector<action> const> all, placement const& where,
+[[nodiscard]] constexpr std::vector<lane> incoming(std::vector<std::vector<action>> const& all, placement const& where,
                                                       int rank) {
     std::vector<lane> lanes;
     for (int const peer : peers(where, rank))

@@ -17,10 +17,10 @@ struct one_f_one_b {
     [[nodiscard]] constexpr copipe::program program(shape size, int rank) const {
         int const warm_up = size.ranks - rank;
         copipe::program order;
-        for (int m = 0; m < warm_up && m < size.micro_batches; ++m) order.emplace_back(op::forward, rank, m);
+        for (int m = 0; m < warm_up && m < size.micro_batches; ++m) order.push_back({op::forward, rank, m});
         for (int m = 0; m < size.micro_batches; ++m) {
-            order.emplace_back(op::backward, rank, m);
-            if (m + warm_up < size.micro_batches) order.emplace_back(op::forward, rank, m + warm_up);
+            order.push_back({op::backward, rank, m});
+            if (m + warm_up < size.micro_batches) order.push_back({op::forward, rank, m + warm_up});
         }
         return order;
     }

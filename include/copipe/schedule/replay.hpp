@@ -6,7 +6,6 @@
 #include "copipe/schedule/messages.hpp"
 
 #include <cstddef>
-#include <span>
 #include <vector>
 
 namespace copipe {
@@ -16,10 +15,10 @@ namespace copipe {
 template <class Time = double>
 class replay {
 public:
-    using program_list = std::span<std::vector<action> const>;
+    using program_list = std::vector<std::vector<action>>;
 
     /// Programs whose chunks all lie on their rank and within the step.
-    constexpr replay(program_list all, placement const& where, int micro_batches)
+    constexpr replay(program_list const& all, placement const& where, int micro_batches)
         : all_(all), where_(where), per_stage_(where.micro_batches_per_stage(micro_batches)),
           arrivals_(index(2 * where.stages()) * index(per_stage_), missing), at_(all.size(), 0),
           waits_for_(all.size(), nowhere) {
@@ -99,7 +98,7 @@ private:
         }
     }
 
-    program_list all_;
+    program_list const& all_;
     placement where_;
     int per_stage_;
     std::vector<int> home_; ///< stage -> rank

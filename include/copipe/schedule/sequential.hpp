@@ -18,8 +18,8 @@ struct sequential {
     [[nodiscard]] constexpr copipe::program program(shape size, int rank) const {
         copipe::program order;
         for (int m = 0; m < size.micro_batches; ++m) {
-            order.emplace_back(op::forward, rank, m);
-            order.emplace_back(op::backward, rank, m);
+            order.push_back({op::forward, rank, m});
+            order.push_back({op::backward, rank, m});
         }
         return order;
     }

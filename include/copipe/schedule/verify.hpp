@@ -77,7 +77,7 @@ template <class = void> [[nodiscard]] constexpr int peak_activations(program con
 /// One verification; `verify` below is the way in.
 template <class = void> class verification {
 public:
-    constexpr verification(std::span<program const> all, placement const& where, int micro_batches)
+    constexpr verification(std::vector<program> const& all, placement const& where, int micro_batches)
         : all_(all), where_(where), micro_batches_(micro_batches),
           per_stage_(where.micro_batches_per_stage(micro_batches)) {}
 
@@ -198,7 +198,7 @@ private:
         return false;
     }
 
-    std::span<program const> all_;
+    std::vector<program> const& all_;
     placement where_;
     int micro_batches_, per_stage_;
     std::vector<int> home_; ///< stage -> rank
@@ -210,7 +210,7 @@ private:
 /// Verifies the programs of all ranks: every chunk exactly once and on its rank, every input produced before it is
 /// needed whatever the timing, weight gradients of a stage in the order of micro-batches. Linear time.
 template <class = void>
-[[nodiscard]] constexpr verdict verify(std::span<program const> all, placement const& where, int micro_batches) {
+[[nodiscard]] constexpr verdict verify(std::vector<program> const& all, placement const& where, int micro_batches) {
     return verification(all, where, micro_batches).run();
 }
 

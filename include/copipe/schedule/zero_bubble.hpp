@@ -125,7 +125,7 @@ private:
     constexpr void settle(state& me, program& order) {
         while (order[me.oldest_owed].front().what != op::backward_input) ++me.oldest_owed;
         chunk const input = order[me.oldest_owed++].front();
-        order.emplace_back(op::backward_weight, input.stage, input.micro_batch);
+        order.push_back({op::backward_weight, input.stage, input.micro_batch});
         me.free = me.wake += costs_.weight;
         ++me.settled;
     }
@@ -162,9 +162,9 @@ private:
 /// The best plan for the costs: the shortest makespan, then the shortest span of the longest rank, over patterns and
 /// habits, planned with the costs or with F = I = W. A long step is judged by its first 3P micro-batches, for what
 /// follows repeats them. `memory` bounds the live chunks of a rank.
-template <class = void>
+template <class Patterns>
 constexpr std::vector<program> plan_zero_bubble(placement const& where, int micro_batches, int memory,
-                                                uniform_costs const& costs, std::span<stable_pattern const> patterns) {
+                                                uniform_costs const& costs, Patterns const& patterns) {
     int const trial = micro_batches < 3 * where.ranks ? micro_batches : 3 * where.ranks;
     double makespan = std::numeric_limits<double>::infinity(), longest = makespan;
     std::vector<program> chosen;

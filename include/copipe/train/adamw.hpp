@@ -35,7 +35,7 @@ struct adamw_arguments {
 
 /// Enqueues the update; a device brings an overload for its own streams. On the host g++ and clang make the loop four
 /// times as fast when told -fno-math-errno, with the same bits.
-inline void adamw_update(host_stream& stream, adamw_arguments const& with) {
+template <class = void> void adamw_update(host_stream& stream, adamw_arguments const& with) {
     stream.launch([with] {
         adamw_arguments const a = with;
         for (std::size_t i = 0; i < a.count; ++i) {

@@ -14,7 +14,6 @@
 #include <functional>
 #include <map>
 #include <optional>
-#include <span>
 #include <string>
 #include <system_error>
 #include <vector>
@@ -105,7 +104,7 @@ void write_checkpoint(std::string const& file, bool writes, training_position co
     std::vector<float> values;
     for (stored_tensor const& each : tensors) {
         read(each, values);
-        if (writer) writer->write(each.name, std::as_bytes(std::span{values}));
+        if (writer) writer->write(each.name, values.data(), values.size() * sizeof(float));
     }
     if (writer) writer->commit();
 }
@@ -125,7 +124,7 @@ template <class = void>
     std::vector<float> values;
     for (stored_tensor const& each : tensors) {
         values.resize(static_cast<std::size_t>(each.sizes.count()));
-        reader.read(reader.at(each.name), std::as_writable_bytes(std::span{values}));
+        reader.read(reader.at(each.name), values.data(), values.size() * sizeof(float));
         write(each, values);
     }
     return where;

@@ -29,7 +29,7 @@ namespace copipe {
 
 /// Enqueues the fixed job: c = a b, square matrices of `size` rows, one after the other in `abc`. A device brings an
 /// overload for its own streams; without one it is not probed.
-inline void probe_product(host_stream& stream, float* abc, int size) {
+template <class = void> void probe_product(host_stream& stream, float* abc, int size) {
     stream.launch([abc, n = static_cast<std::size_t>(size)] {
         float const* const a = abc;
         float const* const b = a + n * n;
@@ -42,7 +42,9 @@ inline void probe_product(host_stream& stream, float* abc, int size) {
     });
 }
 /// In virtual time a device of slowness 1 computes 10^12 products a second.
-inline void probe_product(simulated_stream& stream, float*, int size) { stream.launch(1e-12 * size * size * size); }
+template <class = void> void probe_product(simulated_stream& stream, float*, int size) {
+    stream.launch(1e-12 * size * size * size);
+}
 
 template <class Stream>
 concept probed_stream = requires(Stream& stream, float* abc) { probe_product(stream, abc, 1); };

@@ -40,13 +40,14 @@ struct memory_planner {
     decltype(&memory_problem<>) problem;
     decltype(&fit_into_memory<>) fit;
 };
-template <class = void> inline constexpr memory_planner exact_memory_planner{&memory_problem<>, &fit_into_memory<>};
+template <class Lazy = void>
+inline constexpr memory_planner exact_memory_planner{&memory_problem<Lazy>, &fit_into_memory<Lazy>};
 
 /// What ranks may hold, and what layers need.
-template <class> struct basic_memory_limit {
+template <class Lazy> struct basic_memory_limit {
     std::vector<std::size_t> bytes{};    ///< of device memory, for each rank, or one number for every rank
     std::vector<layer_profile> layers{}; ///< of profile_layers
-    memory_planner const* planner = &exact_memory_planner<>; ///< named only here: others need not compile it
+    memory_planner const* planner = &exact_memory_planner<Lazy>; ///< named only here: others need not compile it
 };
 using memory_limit = basic_memory_limit<>;
 

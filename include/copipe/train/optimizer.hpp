@@ -34,7 +34,7 @@ concept optimizer = std::is_copy_constructible_v<O> &&
 
 /// Enqueues `*out` = the sum of the squares of the parameter's gradient, in 64-bit arithmetic and an order that
 /// depends on the number of elements alone. A device brings an overload for its own streams.
-inline void square_sum(host_stream& stream, parameter const& p, double* out) {
+template <class = void> void square_sum(host_stream& stream, parameter const& p, double* out) {
     stream.launch([x = p.gradient.data(), count = p.gradient.count(), out] {
         // Sixteen running sums instead of one let the compiler use vector instructions without reordering anything.
         std::array<double, 16> sums{};

@@ -124,7 +124,7 @@ public:
         for (parameter_group const& group : parameters()) {
             if (group.name != name) continue;
             std::vector<float> to;
-            state_.read(stored({&group, 1}).front(), to);
+            state_.read(stored({group}).front(), to);
             return to;
         }
         throw model_error("the model has no parameter named " + name);
@@ -178,7 +178,7 @@ private:
     }
 
     [[nodiscard]] auto now() -> double { return ranks_.begin()->dev().now(); }
-    [[nodiscard]] auto stored(std::span<parameter_group const> groups) const -> std::vector<stored_tensor> {
+    [[nodiscard]] auto stored(std::vector<parameter_group> const& groups) const -> std::vector<stored_tensor> {
         return stored_tensors(model_, groups, Optimizer::state_names);
     }
 

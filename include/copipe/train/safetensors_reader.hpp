@@ -12,12 +12,10 @@
 #include <cstdint>
 #include <fcntl.h>
 #include <map>
-#include <span>
 #include <string>
 #include <string_view>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -32,12 +30,12 @@ public:
         std::uint64_t const size = file_size();
         std::uint64_t length = 0;
         if (size < sizeof length) fail("", "is not a safetensors file: it is shorter than 8 bytes");
-        read_all(std::as_writable_bytes(std::span{&length, 1}), 0);
+        read_all(&length, sizeof length, 0);
         if (length > safetensors_header_limit)
             fail("", "is not a safetensors file: its header would have " + std::to_string(length) + " bytes");
         if (length > size - sizeof length) fail("", "is truncated within its header, or not a safetensors file");
         std::string text(static_cast<std::size_t>(length), '\0');
-        read_all(std::as_writable_bytes(std::span{text}), sizeof length);
+        read_all(text.data(), text.size(), sizeof length);
         if (!text.starts_with('{')) fail("", "is not a safetensors file: its header does not begin with {");
         header_ = safetensors_header_reader{path_, text}.read();
         data_ = sizeof length + length;
@@ -62,11 +60,11 @@ public:
         return *found;
     }
 
-    /// Reads a tensor's bytes, or `to.size()` of them from `offset` on, straight into `to`.
-    void read(tensor_entry const& from, std::span<std::byte> to, std::uint64_t offset = 0) const {
-        if (offset > from.bytes() || to.size() > from.bytes() - offset)
+    /// Reads a tensor's bytes, or so many of them from `offset` on, straight to where they are wanted.
+    void read(tensor_entry const& from, void* to, std::uint64_t bytes, std::uint64_t offset = 0) const {
+        if (offset > from.bytes() || bytes > from.bytes() - offset)
             fail(from.name, "has " + std::to_string(from.bytes()) + " bytes, more were asked for");
-        read_all(to, data_ + from.begin + offset);
+        read_all(to, static_cast<std::size_t>(bytes), data_ + from.begin + offset);
     }
 
 private:
@@ -96,13 +94,14 @@ private:
         return static_cast<std::uint64_t>(found.st_size);
     }
 
-    void read_all(std::span<std::byte> to, std::uint64_t offset) const {
-        while (!to.empty()) {
-            ssize_t const got = ::pread(descriptor_.number(), to.data(), to.size(), static_cast<off_t>(offset));
+    void read_all(void* to, std::size_t bytes, std::uint64_t offset) const {
+        for (auto at = static_cast<char*>(to), end = at + bytes; at != end;) {
+            auto const left = static_cast<std::size_t>(end - at);
+            ssize_t const got = ::pread(descriptor_.number(), at, left, static_cast<off_t>(offset));
             if (got < 0 && errno == EINTR) continue;
             if (got < 0) throw file_error(path_, "read", errno);
             if (got == 0) fail("", "became shorter while it was read");
-            to = to.subspan(static_cast<std::size_t>(got));
+            at += got;
             offset += static_cast<std::uint64_t>(got);
         }
     }
@@ -111,7 +110,8 @@ private:
     void check(std::uint64_t data_bytes) {
         auto& entries = header_.entries;
         std::sort(entries.begin(), entries.end(), [](tensor_entry const& a, tensor_entry const& b) {
-            return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
+            if (a.begin != b.begin) return a.begin < b.begin;
+            return a.end != b.end ? a.end < b.end : a.name < b.name;
         });
         std::uint64_t reached = 0;
         for (tensor_entry const& each : entries) {

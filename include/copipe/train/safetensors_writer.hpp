@@ -11,7 +11,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
-#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -33,8 +32,8 @@ public:
         std::string const text = header_text(metadata);
         std::uint64_t const length = text.size();
         if (length > safetensors_header_limit) fail("", "would have a header larger than the format allows");
-        file_.write_at(std::as_bytes(std::span{&length, 1}), 0);
-        file_.write_at(std::as_bytes(std::span{text}), sizeof length);
+        file_.write_at(&length, sizeof length, 0);
+        file_.write_at(text.data(), text.size(), sizeof length);
         data_ = sizeof length + length;
     }
 
@@ -42,14 +41,14 @@ public:
     [[nodiscard]] std::vector<tensor_entry> const& entries() const noexcept { return entries_; }
 
     /// Writes all bytes of a tensor, once. Several threads may write different tensors at once.
-    void write(std::string_view name, std::span<std::byte const> bytes) {
+    void write(std::string_view name, void const* from, std::size_t bytes) {
         auto const found = index_.find(name);
         if (found == index_.end()) fail(std::string(name), "is not among those that the file was to hold");
         tensor_entry const& entry = entries_[found->second];
-        if (bytes.size() != entry.bytes())
-            fail(entry.name, "has " + std::to_string(entry.bytes()) + " bytes, not " + std::to_string(bytes.size()));
+        if (bytes != entry.bytes())
+            fail(entry.name, "has " + std::to_string(entry.bytes()) + " bytes, not " + std::to_string(bytes));
         if (std::exchange(written_[found->second], char{1})) fail(entry.name, "is written twice");
-        file_.write_at(bytes, data_ + entry.begin);
+        file_.write_at(from, bytes, data_ + entry.begin);
     }
 
     /// Throws `safetensors_error` if a tensor has not been written, `file_error` if the disk refuses.

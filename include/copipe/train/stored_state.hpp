@@ -8,7 +8,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -17,7 +16,7 @@ namespace copipe {
 /// What a checkpoint holds of these parameters of the model, with optimizer state of these names, in its order. Points
 /// into `groups`.
 template <device Device, class Names>
-[[nodiscard]] auto stored_tensors(model<Device> const& layers, std::span<parameter_group const> groups,
+[[nodiscard]] auto stored_tensors(model<Device> const& layers, std::vector<parameter_group> const& groups,
                                   Names const& state_names) -> std::vector<stored_tensor> {
     std::vector<stored_tensor> all;
     for (parameter_group const& group : groups) {
