@@ -143,8 +143,7 @@ struct workload {
         best = std::move(found);
         shortest = makespan;
     }
-    if (of.memory) (void)copipe::require_recompute(*of.memory, *best);
-    return *best;
+    return of.memory ? copipe::fit_into_memory(*of.memory, *best, false).cut : *best;
 }
 
 /// What is known of a run before it starts.

@@ -157,7 +157,7 @@ TEST_CASE("what is wrong with the input is said in one line, with exit code 2, a
         {{"--memory-limit", "0"}, "--memory-limit"},
         {{"--memory-limit", "300X"}, "300X"},
         {{"--memory-limit", "99999999999999G"}, "--memory-limit"},
-        {{"--memory-limit", "10K"}, "rank 0 needs"},
+        {{"--memory-limit", "10K"}, "under the best partition"},
         {{"--compare", "--memory-limit", "1G"}, "--memory-limit"},
         {{"--slow", "1"}, "RANK=FACTOR@STEP"},
         {{"--slow", "1=2"}, "RANK=FACTOR@STEP"},

@@ -3,9 +3,11 @@
 #include "copipe/train/memory_plan.hpp"
 
 #include "catch.hpp"
+#include "copipe/schedule/data_parallel.hpp"
 #include "copipe/schedule/dualpipe.hpp"
 #include "copipe/schedule/dualpipe_v.hpp"
 #include "copipe/schedule/gpipe.hpp"
+#include "copipe/schedule/interleaved.hpp"
 #include "copipe/schedule/one_f_one_b.hpp"
 #include "copipe/schedule/zb_h1.hpp"
 #include "copipe/train/profile.hpp"
@@ -17,6 +19,7 @@
 #include <chrono>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -101,14 +104,14 @@ auto network() -> model<host_device> {
 
 struct outcome {
     std::vector<double> losses{};
-    std::array<std::size_t, 2> peak{}, expected{}; ///< bytes by rank
+    std::vector<std::size_t> peak{}, expected{}; ///< bytes by rank
     row<int> recomputed{};
 };
 
 template <class Policy>
 auto train(Policy policy, memory_limit const& memory) -> outcome {
-    shape const of{.ranks = 2, .micro_batches = 8};
-    trainer<Policy> with{network(), {.ranks = 2, .micro_batches = 8, .memory = memory}};
+    shape const of{.ranks = std::is_same_v<Policy, data_parallel<one_f_one_b>> ? 4 : 2, .micro_batches = 8};
+    trainer<Policy> with{network(), {.ranks = of.ranks, .micro_batches = 8, .memory = memory}};
     outcome came{.recomputed = with.recomputed()};
     for (int i = 0; i < 2; ++i) {
         step_report const report = with.step(numbers{});
@@ -117,10 +120,10 @@ auto train(Policy policy, memory_limit const& memory) -> outcome {
     }
     auto const problem = memory_problem(memory, copipe::programs(policy, of), policy.placed(of), 2, 4);
     auto const expected = bytes_of(problem, row<int>(with.layers().bounds()), with.recomputed());
-    for (std::size_t rank = 0; rank < 2; ++rank) {
-        came.peak[rank] = with.peak_memory(static_cast<int>(rank));
-        came.expected[rank] = static_cast<std::size_t>(expected[static_cast<int>(rank)]);
-        CHECK(came.peak[rank] <= came.expected[rank]);
+    for (int rank = 0; rank < of.ranks; ++rank) {
+        came.peak.push_back(with.peak_memory(rank));
+        came.expected.push_back(static_cast<std::size_t>(expected[rank % expected.count()]));
+        CHECK(came.peak.back() <= came.expected.back());
     }
     return came;
 }
@@ -128,7 +131,7 @@ auto train(Policy policy, memory_limit const& memory) -> outcome {
 } // namespace
 
 TEMPLATE_TEST_CASE("under a memory limit every rank stays within it by recomputing layers, and no bit changes", "",
-                   gpipe, one_f_one_b, dualpipe, dualpipe_v, zb_h1) {
+                   gpipe, one_f_one_b, dualpipe, dualpipe_v, zb_h1, interleaved<2>, data_parallel<one_f_one_b>) {
     auto const profile = profile_layers(network(), numbers{});
     CHECK(profile[3].parameter_bytes == 4 * size);
     CHECK(profile[3].saved_bytes == 8 * 4 * size);  // its output takes the place of its input
@@ -164,6 +167,37 @@ TEST_CASE("where the even cut does not fit into memory a trainer starts with one
     CHECK_THROWS_WITH((trainer<gpipe>{network(), told}), says("rank 0 needs"));
     told.memory->bytes = {1, 2, 3};
     CHECK_THROWS_WITH((trainer<gpipe>{network(), told}), says("3 of 2 ranks"));
+}
+
+TEMPLATE_TEST_CASE("of a limit under which no partition fits it is said how much more would be just enough", "",
+                   one_f_one_b, dualpipe_v, interleaved<2>, data_parallel<one_f_one_b>) {
+    slow_rank = -1;
+    memory_limit memory{.bytes = {100'000}, .layers = profile_layers(network(), numbers{})};
+    std::size_t needs = 0;
+    try {
+        train(TestType{}, memory);
+    } catch (memory_error const& refused) {
+        CHECK(refused.has == 100'000);
+        CHECK_THAT(refused.what(), says("under the best partition"));
+        CHECK_THAT(refused.what(), says("allow all ranks " + std::to_string(refused.needs - 100'000) + " bytes more"));
+        needs = refused.needs;
+    }
+    REQUIRE(needs > 100'000);
+    memory.bytes = {needs};
+    outcome const just = train(TestType{}, memory);
+    CHECK(*std::ranges::max_element(just.expected) == needs);
+    memory.bytes = {needs - 1};
+    CHECK_THROWS_AS(train(TestType{}, memory), memory_error);
+}
+
+TEST_CASE("of replicas the one that may hold least counts") {
+    memory_limit memory{.bytes = {1 << 30, 1 << 30, 300'000, 1 << 30}, .layers = profile_layers(network(), numbers{})};
+    trainer<data_parallel<one_f_one_b>> const with{network(), {.ranks = 4, .micro_batches = 8, .memory = memory}};
+    memory.bytes = {300'000, 1 << 30};
+    trainer<one_f_one_b> const alone{network(), {.ranks = 2, .micro_batches = 4, .memory = memory}};
+    CHECK_FALSE(with.recomputed().empty());
+    CHECK(with.recomputed() == alone.recomputed());
+    CHECK(with.layers() == alone.layers());
 }
 
 TEST_CASE("micro-batches in flight are counted stage by stage, those that wait for their weight gradient apart") {

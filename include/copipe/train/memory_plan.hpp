@@ -14,7 +14,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <numeric>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -51,13 +51,17 @@ template <class Lazy> struct basic_memory_limit {
 };
 using memory_limit = basic_memory_limit<>;
 
-/// A rank's layers need more memory than it may use, even if all of them are recomputed.
+/// A rank's layers need more memory than it may use, even if as many are recomputed as help: under the partition that
+/// was asked for (`told`), or under any, and then of all the one that lacks least.
 class memory_error : public error {
 public:
-    memory_error(int at_rank, std::size_t needed, std::size_t allowed)
+    memory_error(int at_rank, std::size_t needed, std::size_t allowed, bool told)
         : error("rank " + std::to_string(at_rank) + " needs " + byte_count(needed) +
-                " of memory for its layers even if all of them are recomputed, but may use " + byte_count(allowed) +
-                ": allow more, take more ranks or smaller micro-batches, or a policy with fewer of them in flight"),
+                " of memory for its layers under " + (told ? "this" : "the best") +
+                " partition even if all of them are recomputed, but may use " +
+                byte_count(allowed) + ": allow all ranks " + std::to_string(needed - allowed) + " bytes more, " +
+                (told ? "take another partition, " : "") +
+                "take more ranks or smaller micro-batches, or a policy with fewer of them in flight"),
           rank(at_rank),
           needs(needed),
           has(allowed) {}
@@ -87,19 +91,18 @@ template <class = void> [[nodiscard]] auto most_in_flight(program const& own, in
 }
 
 /// The model and its schedule as a problem for solve_partition: times from the profile, in nanoseconds, and memory as
-/// the engine will use it, with `states` optimizer tensors per parameter and hosts `lookahead` actions ahead. Throws
-/// partition_error for interleaved placements and for replicas, which the solver has no memory limits for.
+/// the engine will use it, with `states` optimizer tensors per parameter and hosts `lookahead` actions ahead. Of
+/// replicas, which do alike, it is one, and what the least of them may hold counts. Throws partition_error.
 template <class>
-auto memory_problem(memory_limit const& limit, std::vector<program> const& programs, placement const& where,
+auto memory_problem(memory_limit const& limit, std::vector<program> const& programs, placement const& all,
                     std::size_t states, std::size_t lookahead) -> partition_problem {
-    if (where.replicas > 1) throw partition_error("memory limits do not go with several replicas yet");
+    placement const where{all.kind, all.line(), all.per_rank};
     stage_map const map = stages_on_ranks(where);
-    if (map.order == stage_order::loop) throw partition_error("memory limits do not go with interleaved schedules");
     if (limit.bytes.size() != 1 && limit.bytes.size() != programs.size())
         throw partition_error("there are memory limits for " + std::to_string(limit.bytes.size()) + " of " +
                               std::to_string(programs.size()) + " ranks");
-    partition_problem found{.order = map.order, .ranks = map.ranks};
-    std::size_t working = 0, message = 0, saved = 0;
+    partition_problem found{.order = map.order, .ranks = map.ranks, .stages_per_rank = map.stages_per_rank};
+    std::size_t working = 0, message = 0, saved = 0, summed = 0;
     for (layer_profile const& each : limit.layers) {
         auto const ticks_of = [](double seconds) { return std::llround(1e9 * seconds); };
         found.weights.push_back(ticks_of(each.forward + each.backward_input + each.backward_weight));
@@ -110,20 +113,24 @@ auto memory_problem(memory_limit const& limit, std::vector<program> const& progr
         working = std::max(working, each.working_bytes);
         message = std::max(message, each.checkpoint_bytes);
         saved = std::max(saved, each.saved_bytes);
+        if (all.copies() > 1) summed = std::max(summed, 2 * each.parameter_bytes); // a gradient's sum and an addend
     }
     found.recompute_space = static_cast<ticks>(saved);
     auto const most = [&](int stage) {
         return most_in_flight(programs[static_cast<std::size_t>(where.rank_of(stage))], stage);
     };
+    found.in_flight = found.restored = row<ticks>(map.order == stage_order::loop ? map.stages() : map.ranks);
+    if (found.mirrored()) found.in_flight_far = found.restored_far = row<ticks>(map.ranks);
     for (int rank = 0; rank < map.ranks; ++rank) {
         // Besides what layers keep: inputs and gradients that have come early, and messages that have been read but
         // whose action the host has not retired yet; ...
         std::size_t messages = 4 * lookahead + 2 * static_cast<std::size_t>(where.per_rank);
         for (int const stage : where.stages_of(rank)) {
             auto const own = most(stage);
-            bool const near = stage == where.stage_of(rank, 0);
-            (near ? found.in_flight : found.in_flight_far).push_back(own.micro_batches);
-            (near ? found.restored : found.restored_far).push_back(own.restored);
+            bool const near = map.order == stage_order::loop || stage == where.stage_of(rank, 0);
+            auto const at = static_cast<std::size_t>(map.order == stage_order::loop ? stage : rank);
+            (near ? found.in_flight : found.in_flight_far)[at] = own.micro_batches;
+            (near ? found.restored : found.restored_far)[at] = own.restored;
             // ... a stage's inputs, its outputs until the next rank has read them, and its gradients until the one
             // before has: at the latest when that micro-batch's backward runs there.
             auto const held = static_cast<std::size_t>(own.micro_batches);
@@ -132,35 +139,58 @@ auto memory_problem(memory_limit const& limit, std::vector<program> const& progr
             if (!where.is_first(stage) && where.rank_of(stage - 1) != rank)
                 messages += static_cast<std::size_t>(most(stage - 1).micro_batches);
         }
-        found.fixed.push_back(static_cast<ticks>(working + messages * message));
-        std::size_t const at = limit.bytes.size() == 1 ? 0 : static_cast<std::size_t>(rank);
-        found.capacity.push_back(static_cast<ticks>(limit.bytes[at]));
+        found.fixed.push_back(static_cast<ticks>(std::max(working + messages * message, summed)));
+        auto least = limit.bytes[limit.bytes.size() == 1 ? 0 : static_cast<std::size_t>(rank)];
+        for (int same = rank; limit.bytes.size() > 1 && same < all.ranks; same += where.ranks)
+            least = std::min(least, limit.bytes[static_cast<std::size_t>(same)]);
+        found.capacity.push_back(static_cast<ticks>(least));
     }
     return found;
 }
 
-/// The layers to recompute under a partition. Throws memory_error naming the first rank for which even all would not
-/// do.
-template <class = void>
-[[nodiscard]] auto require_recompute(partition_problem const& of, partition const& cut) -> row<int> {
-    row<int> const bounds(cut.bounds());
-    if (auto found = recompute_for(of, bounds)) return *std::move(found);
-    row<int> all(of.layers());
-    std::iota(all.begin(), all.end(), 0);
-    auto const needed = bytes_of(of, bounds, all);
-    int rank = 0;
-    while (rank + 1 < of.ranks && needed[rank] <= of.capacity[rank]) ++rank;
-    throw memory_error(rank, static_cast<std::size_t>(needed[rank]), static_cast<std::size_t>(of.capacity[rank]));
+/// Throws memory_error for a partition that was `told`, or for the one that the least more would do for.
+template <class = void> [[noreturn]] void refuse_memory(partition_problem of, std::optional<partition> const& told) {
+    std::fill(of.forward.begin(), of.forward.end(), 0); // no matter how long it takes
+    row<ticks> const allowed = of.capacity;
+    auto const needed = [&](ticks more) -> std::optional<row<ticks>> {
+        for (int rank = 0; rank < of.ranks; ++rank) of.capacity[rank] = allowed[rank] + more;
+        if (told) {
+            row<int> const bounds(told->bounds());
+            auto const again = recompute_for(of, bounds);
+            return again ? std::optional{bytes_of(of, bounds, *again)} : std::nullopt;
+        }
+        auto const plan = solve_partition(of);
+        return plan ? std::optional{bytes_of(of, plan->bounds, plan->recompute)} : std::nullopt;
+    };
+    ticks low = 0, high = 1; // more than `low`, `high` at most
+    while (!needed(high)) low = std::exchange(high, 2 * high);
+    while (high - low > 1) {
+        ticks const middle = low + (high - low) / 2;
+        (needed(middle) ? high : low) = middle;
+    }
+    auto const bytes = *needed(high);
+    int worst = 0;
+    for (int rank = 1; rank < of.ranks; ++rank)
+        if (bytes[rank] - allowed[rank] > bytes[worst] - allowed[worst]) worst = rank;
+    throw memory_error(worst, static_cast<std::size_t>(allowed[worst] + high), static_cast<std::size_t>(allowed[worst]),
+                       told.has_value());
 }
 
-/// `first`, or, if that does not fit into memory and was not `told`, a partition that does. Throws as above.
+/// The layers to recompute under a partition. Throws memory_error naming the rank that lacks most.
+template <class = void>
+[[nodiscard]] auto require_recompute(partition_problem const& of, partition const& cut) -> row<int> {
+    if (auto found = recompute_for(of, row<int>(cut.bounds()))) return *std::move(found);
+    refuse_memory(of, cut);
+}
+
+/// `first`, or, if that does not fit into memory and was not `told`, the best partition that does. Throws memory_error.
 template <class>
 auto fit_into_memory(partition_problem const& of, partition const& first, bool told) -> fitted_layers {
-    fitted_layers found{first};
-    if (!told && !recompute_for(of, row<int>(first.bounds())))
-        if (auto const fits = solve_partition(of)) found.cut = partition::given(fits->bounds, first.layers());
-    found.recomputed = require_recompute(of, found.cut);
-    return found;
+    if (told) return {first, require_recompute(of, first)};
+    if (auto found = recompute_for(of, row<int>(first.bounds()))) return {first, *std::move(found)};
+    auto const fits = solve_partition(of);
+    if (!fits) refuse_memory(of, std::nullopt);
+    return {partition::given(fits->bounds, first.layers()), fits->recompute};
 }
 
 } // namespace copipe
