@@ -6,14 +6,12 @@
 #include "copipe/balance/row.hpp"
 #include "copipe/error.hpp"
 
-#include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
-#include <iostream>
 #include <iterator>
 #include <string>
 #include <string_view>
@@ -126,17 +124,6 @@ inline json id_of(input const& one, int number) { return one.has("id") ? one["id
 /// `1 rank`, `2 ranks`.
 inline std::string counted(int count, std::string const& what) {
     return std::to_string(count) + " " + what + (count == 1 ? "" : "s");
-}
-
-/// Runs a subcommand: exit status 2 and one line on standard error if the input is at fault.
-template <class Run>
-void run_or_refuse(Run run) {
-    try {
-        run();
-    } catch (copipe::error const& refused) {
-        std::cerr << "copipe: " << refused.what() << '\n';
-        throw CLI::RuntimeError(2);
-    }
 }
 
 } // namespace command

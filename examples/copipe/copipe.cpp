@@ -22,7 +22,7 @@ std::string one_line(std::string text) {
 int main(int count, char** arguments) {
     try {
         auto const asked = read_options(count, arguments);
-        int code = asked ? asked->exit_code : 0;
+        int code = 0;
         if (asked && !asked->command.empty()) {
             auto const run = asked->command == "schedule"   ? print_schedule
                              : asked->command == "check"    ? check_file

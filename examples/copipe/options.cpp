@@ -11,6 +11,7 @@
 #include <cmath>
 #include <iostream>
 #include <map>
+#include <memory>
 #include <system_error>
 
 namespace {
@@ -146,6 +147,37 @@ void require_command(CLI::App const& app, std::string const& first) {
                       names + " (--help tells more)");
 }
 
+/// `copipe partition FILE.json [--format text|json]` or `copipe partition --layout STRING [--format text|json]`.
+void add_partition_command(CLI::App& app) {
+    auto const asked = std::make_shared<command::partition_options>();
+    auto* const partition = app.add_subcommand("partition", "Cut models into pipeline stages, optimally");
+    auto* const file = partition->add_option("file", asked->file, "JSON: one case or {\"cases\": [...]}");
+    auto* const layout = partition->add_option("--layout", asked->layout, "Explain a layout like Et*3|(tt|)*29,m|L");
+    layout->excludes(file);
+    partition->add_option("--format", asked->format, "text or json")
+        ->check(CLI::IsMember({"text", "json"}))
+        ->capture_default_str();
+    partition->callback([asked, file, layout] {
+        if (layout->count() > 0) return command::print_layout(*asked);
+        if (file->count() == 0) throw usage_error("partition: give a FILE.json, or a layout with --layout.");
+        command::print_partitions(*asked);
+    });
+}
+
+/// `copipe experts FILE.json [--policy published|refined] [--format text|json]`.
+void add_experts_command(CLI::App& app) {
+    auto const asked = std::make_shared<command::experts_options>();
+    auto* const experts = app.add_subcommand("experts", "Place the experts of a mixture-of-experts model on GPUs");
+    experts->add_option("file", asked->file, "JSON: one case or {\"cases\": [...]}")->required();
+    experts->add_option("--policy", asked->policy, "published (EPLB's map) or refined (never worse)")
+        ->check(CLI::IsMember({"published", "refined"}))
+        ->capture_default_str();
+    experts->add_option("--format", asked->format, "text or json")
+        ->check(CLI::IsMember({"text", "json"}))
+        ->capture_default_str();
+    experts->callback([asked] { command::print_experts(*asked); });
+}
+
 } // namespace
 
 std::optional<options> read_options(int count, char** arguments) {
@@ -178,8 +210,8 @@ std::optional<options> read_options(int count, char** arguments) {
                        "predicts a step of every policy that can run the shape, the shortest first");
     compare.size(true).costs("a 1F1B stage; several chunks on a rank share a stage's time");
 
-    command::add_partition_command(app);
-    command::add_experts_command(app);
+    add_partition_command(app);
+    add_experts_command(app);
 
     try {
         require_command(app, count > 1 ? arguments[1] : "");
@@ -195,8 +227,6 @@ std::optional<options> read_options(int count, char** arguments) {
     } catch (CLI::CallForAllHelp const&) {
         std::cout << app.help("", CLI::AppFormatMode::All);
         return {};
-    } catch (CLI::RuntimeError const& ended) { // a command that runs while it is read, and has said why
-        asked.exit_code = ended.get_exit_code();
     } catch (CLI::ParseError const& wrong) {
         throw usage_error(wrong.what());
     }

@@ -17,8 +17,7 @@ public:
 };
 
 struct options {
-    std::string command; ///< empty: it has run already, with this
-    int exit_code = 0;
+    std::string command; ///< empty: it has run already
     std::string policy;
     std::string file; ///< a schedule's; "-" is standard input
     copipe::shape size{0, 0};
@@ -29,5 +28,6 @@ struct options {
     std::string format;
 };
 
-/// Reads the command line. Throws `usage_error`; for --help it prints the help and returns nothing.
+/// Reads the command line; `partition` and `experts` run at once. Throws `copipe::error`; for --help it prints the help
+/// and returns nothing.
 std::optional<options> read_options(int count, char** arguments);

@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "copipe/experts_command.hpp"
-
 #include "../temporary_folder.hpp"
 #include "catch.hpp"
 #include "command_line.hpp"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
 
 namespace {
 
 struct experts_run {
     temporary_folder folder{};
 
-    command_outcome operator()(std::string const& text, std::vector<std::string> options = {"--format", "json"}) const {
+    outcome operator()(std::string const& text, std::vector<std::string> options = {"--format", "json"}) const {
         put_contents(folder / "loads.json", text);
         options.insert(options.begin(), {"experts", folder / "loads.json"});
-        return run_command(command::add_experts_command, options);
+        return run_copipe(std::move(options));
     }
     [[nodiscard]] std::string refusal(std::string const& text) const {
         auto const [status, out, err] = (*this)(text);
@@ -65,7 +66,7 @@ TEST_CASE("copipe experts says in one line what is wrong with a file, and where"
         return R"({"num_groups": 1, "num_nodes": 1, "num_replicas": )" + std::to_string(replicas) +
                R"(, "num_gpus": )" + std::to_string(gpus) + R"(, "weight": )" + weight + "}";
     };
-    CHECK(experts(with("[[1, 2, 3]]", 3, 3)).status == 0);
+    CHECK(experts(with("[[1, 2, 3]]", 3, 3)).code == 0);
     CHECK(experts.refusal(with("[[1, 2, \"x\"]]", 3, 1)) == "weight[0][2]: must be a number, not \"x\".");
     CHECK(experts.refusal(with("[[1, 2, 3], [1, 2]]", 3, 1)) == "weight[1]: has 2 elements where 3 belong.");
     CHECK(experts.refusal(with("[[1, 2, -3]]", 3, 1)) ==

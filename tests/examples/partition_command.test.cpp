@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "copipe/partition_command.hpp"
-
 #include "../temporary_folder.hpp"
 #include "catch.hpp"
 #include "command_line.hpp"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
 
 namespace {
 
 struct partition_run {
     temporary_folder folder{};
 
-    command_outcome operator()(std::string const& text, std::vector<std::string> options = {"--format", "json"}) const {
+    outcome operator()(std::string const& text, std::vector<std::string> options = {"--format", "json"}) const {
         put_contents(folder / "cases.json", text);
         options.insert(options.begin(), {"partition", folder / "cases.json"});
-        return run_command(command::add_partition_command, options);
+        return run_copipe(std::move(options));
     }
     /// The one line of error that a file causes, without the folder.
     [[nodiscard]] std::string refusal(std::string const& text) const {
@@ -134,24 +135,24 @@ TEST_CASE("copipe partition says in one line what is wrong with a file, and wher
 TEST_CASE("copipe partition refuses a file that is not there, and nothing to do") {
     temporary_folder const folder;
     auto const run = [](std::vector<std::string> const& arguments) {
-        return run_command(command::add_partition_command, arguments);
+        return run_copipe(arguments);
     };
-    CHECK(run({"partition", folder / "none.json"}).status == 2);
+    CHECK(run({"partition", folder / "none.json"}).code == 2);
     CHECK(run({"partition", folder / "none.json"}).err ==
           "copipe: " + folder.path() + "/none.json: cannot be read; give a file of JSON.\n");
     CHECK(run({"partition", folder.path()}).err ==
           "copipe: " + folder.path() + ": cannot be read; give a file of JSON.\n");
     CHECK(run({"partition"}).err == "copipe: partition: give a FILE.json, or a layout with --layout.\n");
-    CHECK(run({"partition", "a.json", "--format", "xml"}).status != 0);
-    CHECK(run({"partition", "a.json", "--layout", "EL"}).status != 0);
+    CHECK(run({"partition", "a.json", "--format", "xml"}).code != 0);
+    CHECK(run({"partition", "a.json", "--layout", "EL"}).code != 0);
 }
 
 TEST_CASE("copipe partition explains a layout string") {
     auto const run = [](std::vector<std::string> const& arguments) {
-        return run_command(command::add_partition_command, arguments);
+        return run_copipe(arguments);
     };
     auto const text = run({"partition", "--layout", "Et|(t|)*3,tL"});
-    CHECK(text.status == 0);
+    CHECK(text.code == 0);
     CHECK(text.out == "Et|(t|)*3,tL: 5 stages, 7 layers with embedding and loss\n"
                       "stage 0: embedding, transformer (layers 0-1)\n"
                       "stages 1-3: each transformer (layers 2-4)\n"
@@ -160,6 +161,6 @@ TEST_CASE("copipe partition explains a layout string") {
     CHECK(nlohmann::json::parse(as_json.out) ==
           nlohmann::json({{"layout", "Et|tL"}, {"stages", {"Et", "tL"}}, {"bounds", {0, 2, 4}}}));
     auto const wrong = run({"partition", "--layout", "Et|x"});
-    CHECK(wrong.status == 2);
+    CHECK(wrong.code == 2);
     CHECK(wrong.err.starts_with("copipe: Layout `Et|x`, column 4: "));
 }
