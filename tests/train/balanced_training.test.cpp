@@ -257,6 +257,18 @@ TEST_CASE("what is uneven from the start is evened out after some 20 steps, long
     CHECK(even.train.balancer().last_decision().step >= 100); // the regular looks come, too
 }
 
+TEST_CASE("a rank that becomes slow during or soon after the first look is noticed long before the next") {
+    for (int const step : {12, 18, 21, 24}) {
+        virtual_training<one_f_one_b, balanced> even{{2, 8}, {1, 1, 1, 1, 1, 1}, balanced{}};
+        double from = 0;
+        for (auto const& each : even.steps(step)) from += each.seconds;
+        virtual_training<one_f_one_b, balanced> run{{2, 8}, {1, 1, 1, 1, 1, 1}, balanced{}, {1, 2, from}};
+        INFO("slow from step " << step << " on");
+        CHECK(moves_in(run.steps(step + 40)) == 1);
+        CHECK(run.train.layers() == partition::given({0, 4, 6}, 6));
+    }
+}
+
 TEST_CASE("on a stable run nothing moves, and a static partition measures nothing") {
     virtual_training<dualpipe, balanced> run{{4, 8}, std::vector<double>(8, 1.0), balanced{{.check_every = 10}}};
     CHECK(moves_in(run.steps(100)) == 0);

@@ -79,7 +79,8 @@ public:
         auto const steps = static_cast<double>(
             std::min<std::uint64_t>(seen.step - since, static_cast<std::uint64_t>(options_.check_every)));
         double const ahead = options_.alarm > 0 ? std::min(options_.check_every, soon) : options_.check_every;
-        if (std::exchange(noticed_, {})) alarm_.restart();
+        if (noticed_ && *noticed_ > last_.step) alarm_.restart(); // else it was only time: what is usual stays so
+        noticed_.reset();
         pays_at_ = std::numeric_limits<std::uint64_t>::max();
         last_ = {.step = seen.step, .missed = last_.missed};
         row<int> const bounds(now.bounds());
