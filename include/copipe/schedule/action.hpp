@@ -30,7 +30,7 @@ struct chunk {
     friend constexpr bool operator==(chunk const&, chunk const&) = default;
 };
 
-/// The chunks of an action. (A std::span of them takes a compiler a tenth of the time of this whole room.)
+/// The chunks of an action: a std::span of them would be dear in every file that includes this (docs/design.md).
 struct chunk_list {
     chunk const* first;
     std::size_t count;
