@@ -21,6 +21,9 @@ die() {
     exit 2
 }
 
+# left N: seconds that remain of ten minutes, when what follows takes N; at least 1.
+left() { echo $((595 - SECONDS > $1 ? 595 - SECONDS - $1 : 1)); }
+
 CXX=${CXX:-g++}
 nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null) || die "nvcc was not found: put CUDA's bin on PATH."
 cuda=$(cd "$(dirname "$(readlink -f "$nvcc")")/.." && pwd)
@@ -99,7 +102,7 @@ if [[ $tests ]]; then
     objects=("$build"/{main.cpp,layers.test.cpp,training.test.cpp,kernels.cu,products.cpp,kernels.cpp}.o)
     link test_gpu "${objects[@]}" -l"$cblas" ||
         die "the tests could not be linked."
-    OPENBLAS_NUM_THREADS=1 timeout 120 "$build/test_gpu" >"$out/tests.txt" 2>&1
+    OPENBLAS_NUM_THREADS=1 timeout "$(left 300)" "$build/test_gpu" >"$out/tests.txt" 2>&1
     case $? in
     0) outcome="passed" ;;
     77) outcome="skipped, no GPU" ;;
@@ -110,7 +113,7 @@ else
     outcome="left out"
 fi
 
-timeout 400 "$build/bench_gpu" "$out" 2>&1 | tee "$out/bench.txt"
+timeout "$(left 5)" "$build/bench_gpu" "$out" 2>&1 | tee "$out/bench.txt"
 code=${PIPESTATUS[0]}
 printf '%-58s%s\n' "tests on the GPU:" "$outcome" "raw numbers:" "$out"
 [[ $outcome != FAILED* ]] || exit 1

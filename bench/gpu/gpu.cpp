@@ -14,7 +14,9 @@
 #include "gpu/green.hpp"
 #include "gpu/work.hpp"
 
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <exception>
 #include <functional>
 #include <span>
@@ -22,6 +24,12 @@
 
 namespace bench {
 namespace {
+
+/// Where the numbers go; and by what the sizes are divided, for those who only want to see that all of it runs.
+struct asked {
+    std::string folder;
+    int divisor = 1;
+};
 
 /// Seconds of `count` products on an otherwise idle stream.
 auto seconds_of(arena const& on, copipe::cuda_stream& stream, int count) -> double {
@@ -38,10 +46,11 @@ auto seconds_of(arena const& on, copipe::cuda_stream& stream, int count) -> doub
 }
 
 /// A forward chunk of each duration: how much longer a step takes under the engine than as a plain loop.
-void engine_against_loop(std::string const& folder, summary& table) {
-    csv out{folder, "engine.csv", "size,chunk_us,loop_ms,engine_ms,graph_ms,engine_over_loop,engine_over_graph"};
+void engine_against_loop(asked const& how, summary& table) {
+    csv out{how.folder, "engine.csv", "size,chunk_us,loop_ms,engine_ms,graph_ms,engine_over_loop,engine_over_graph"};
     constexpr int micro_batches = 32;
-    for (auto const& [size, count] : {std::pair{1024, 4}, {2048, 4}, {4096, 2}, {8192, 1}, {8192, 4}}) {
+    for (auto const& [whole, count] : {std::pair{1024, 4}, {2048, 4}, {4096, 2}, {8192, 1}, {8192, 4}}) {
+        int const size = whole / how.divisor;
         std::deque<cuda_device> devices(1);
         arena own{devices[0], size};
         std::vector<arena*> const arenas{&own};
@@ -88,18 +97,18 @@ struct polling_executor final : copipe::executor {
 };
 
 /// What it costs to learn on the host that a kernel has ended.
-void await_strategies(std::string const& folder, summary& table) {
-    csv out{folder, "await.csv", "strategy,round_us,beyond_kernel_us"};
-    constexpr int rounds = 2000;
+void await_strategies(asked const& how, summary& table) {
+    csv out{how.folder, "await.csv", "strategy,round_us,beyond_kernel_us"};
+    int const rounds = 2000 / how.divisor;
     auto const measure = [&](std::string const& name, cuda_device& dev, auto round) {
-        arena const own{dev, 1024};
+        arena const own{dev, 1024 / how.divisor};
         auto& stream = dev.open_stream("await");
         double const kernel = seconds_of(own, stream, 1);
         double const seconds = round(own, stream) / rounds;
         out.row(name, 1e6 * seconds, 1e6 * (seconds - kernel));
         table.line("await, " + name + ": us beyond the kernel", 1e6 * (seconds - kernel));
     };
-    auto const coroutine = [](copipe::executor& exec, arena const& own, copipe::cuda_stream& stream) {
+    auto const coroutine = [=](copipe::executor& exec, arena const& own, copipe::cuda_stream& stream) {
         auto const body = [&]() -> copipe::task<> {
             for (int i = 0; i < rounds; ++i) {
                 own.multiply(stream.handle(), 1);
@@ -132,16 +141,17 @@ void await_strategies(std::string const& folder, summary& table) {
 }
 
 /// A forward and a backward on two streams against one after the other, without and with copies between them.
-void overlap(std::string const& folder, summary& table) {
-    csv out{folder, "overlap.csv", "size,copies,serial_ms,two_streams_ms,gain"};
+void overlap(asked const& how, summary& table) {
+    csv out{how.folder, "overlap.csv", "size,copies,serial_ms,two_streams_ms,gain"};
     cuda_device dev;
     auto& a = dev.open_stream("a");
     auto& b = dev.open_stream("b");
     auto& link = dev.open_link(1);
-    std::size_t const bytes = std::size_t{64} << 20;
+    std::size_t const bytes = (std::size_t{64} << 20) / static_cast<std::size_t>(how.divisor);
     tensor const from{*link.memory(), {static_cast<std::int64_t>(bytes / 4)}};
     tensor const to{*link.memory(), {static_cast<std::int64_t>(bytes / 4)}};
-    for (int const size : {512, 1024, 2048, 4096}) {
+    for (int const whole : {512, 1024, 2048, 4096}) {
+        int const size = whole / how.divisor;
         arena const one{dev, size}, two{dev, size};
         for (bool const copies : {false, true}) {
             auto const run = [&](copipe::cuda_stream& first, copipe::cuda_stream& second) {
@@ -163,8 +173,8 @@ void overlap(std::string const& folder, summary& table) {
 }
 
 /// Four ranks on four parts of one GPU: the makespan of each schedule against its forecast from the time of a chunk.
-void schedules_on_parts(std::string const& folder, summary& table) {
-    csv out{folder, "schedules.csv", "policy,ranks,micro_batches,multiprocessors,forecast_ms,measured_ms,ratio"};
+void schedules_on_parts(asked const& how, summary& table) {
+    csv out{how.folder, "schedules.csv", "policy,ranks,micro_batches,multiprocessors,forecast_ms,measured_ms,ratio"};
     green_parts const parts{4};
     std::deque<cuda_device> devices;
     std::deque<arena> held;
@@ -172,9 +182,10 @@ void schedules_on_parts(std::string const& folder, summary& table) {
     for (std::size_t part = 0; part < 4; ++part) {
         devices.emplace_back(
             copipe::cuda_options{.make_stream = [&parts, part](int p) { return parts.make_stream(part, p); }});
-        arenas.push_back(&held.emplace_back(devices.back(), 2048));
+        arenas.push_back(&held.emplace_back(devices.back(), 2048 / how.divisor));
     }
-    constexpr int layers = 8, count = 4, micro_batches = 16;
+    constexpr int layers = 8, micro_batches = 16;
+    int const count = std::max(4 / how.divisor, 1);
     double const layer = seconds_of(held[0], devices[0].open_stream("measure"), count);
     auto const measure = [&](auto const& policy) {
         copipe::shape const size{4, micro_batches};
@@ -211,16 +222,18 @@ struct random_text {
     }
 };
 
-void gpt_training(std::string const& folder, summary& table) {
-    csv out{folder, "gpt.csv", "precision,parameters,tokens_per_step,step_ms,tokens_per_second,tflops,loss"};
-    gpt::config const size{.blocks = 12, .width = 1024, .heads = 16, .context = 1024, .vocabulary = 256};
+void gpt_training(asked const& how, summary& table) {
+    csv out{how.folder, "gpt.csv", "precision,parameters,tokens_per_step,step_ms,tokens_per_second,tflops,loss"};
+    int const full = 1024 / how.divisor;
+    gpt::config const size{
+        .blocks = 12, .width = full, .heads = std::max(full / 64, 1), .context = full, .vocabulary = 256};
     constexpr int micro_batches = 4;
     random_text const data{8, size.context};
     double const parameters = 12.0 * size.blocks * size.width * size.width;
     double const tokens = static_cast<double>(micro_batches) * data.batch * data.time;
     double const flops = tokens * (6 * parameters + 12.0 * size.blocks * size.context * size.width);
-    for (auto const how : {gpt::precision::f32, gpt::precision::bf16}) {
-        gpt::gpu_precision() = how;
+    for (auto const products : {gpt::precision::f32, gpt::precision::bf16}) {
+        gpt::gpu_precision() = products;
         cuda_device dev;
         auto const plan = copipe::plan_step(copipe::sequential{}, {1, micro_batches});
         auto const model = gpt::make_model<cuda_device>(size);
@@ -249,19 +262,20 @@ void gpt_training(std::string const& folder, summary& table) {
         });
         double loss = 0;
         for (double const each : rank.losses()) loss += each;
-        char const* const name = how == gpt::precision::f32 ? "f32" : "bf16";
+        char const* const name = products == gpt::precision::f32 ? "f32" : "bf16";
         out.row(name, parameters, tokens, 1e3 * seconds, tokens / seconds, flops / seconds / 1e12, loss);
         table.line(std::string("GPT, ") + name + ": tokens/s, TFLOP/s", tokens / seconds, ", ", flops / seconds / 1e12);
-        if (how == gpt::precision::bf16)
+        if (products == gpt::precision::bf16)
             table.line("GPT, bf16: share of 989 TFLOP/s (H100 and H200, dense)", flops / seconds / 989e12);
     }
 }
 
 /// The losses of one step, micro-batch by micro-batch, of a GPT under a policy whose ranks share the GPU.
 template <class Policy>
-auto losses_under(Policy const& policy, copipe::shape size) -> std::vector<double> {
-    random_text const data{2, 64};
-    auto const model = gpt::make_model<cuda_device>({.blocks = 6, .width = 128, .heads = 4, .context = 64});
+auto losses_under(Policy const& policy, copipe::shape size, int divisor) -> std::vector<double> {
+    random_text const data{2, 64 / divisor};
+    auto const model =
+        gpt::make_model<cuda_device>({.blocks = 6, .width = 128 / divisor, .heads = 4, .context = data.time});
     auto const plan = copipe::plan_step(policy, size);
     auto const cut = copipe::partition::even(static_cast<int>(model.size()), plan.where.model_stages());
     copipe::in_process<cuda_device> net{size.ranks};
@@ -279,11 +293,12 @@ auto losses_under(Policy const& policy, copipe::shape size) -> std::vector<doubl
     return all;
 }
 
-void pipelined_losses(std::string const& folder, summary& table) {
-    csv out{folder, "losses.csv", "micro_batch,sequential,dualpipe_v_2_ranks"};
+void pipelined_losses(asked const& how, summary& table) {
+    csv out{how.folder, "losses.csv", "micro_batch,sequential,dualpipe_v_2_ranks"};
     gpt::gpu_precision() = gpt::precision::f32;
-    auto const plain = losses_under(copipe::sequential{}, {1, 8});
-    auto const piped = losses_under(copipe::dualpipe_v{}, {2, 8});
+    int const divisor = std::min(how.divisor, 16);
+    auto const plain = losses_under(copipe::sequential{}, {1, 8}, divisor);
+    auto const piped = losses_under(copipe::dualpipe_v{}, {2, 8}, divisor);
     double most = 0;
     for (std::size_t m = 0; m < plain.size(); ++m) {
         out.row(m, plain[m], piped[m]);
@@ -293,10 +308,9 @@ void pipelined_losses(std::string const& folder, summary& table) {
 }
 
 /// Runs one part; what fails is told, and the others still run.
-void part(char const* name, std::string const& folder, summary& table,
-          void (*measure)(std::string const&, summary&)) {
+void part(char const* name, asked const& how, summary& table, void (*measure)(asked const&, summary&)) {
     try {
-        measure(folder, table);
+        measure(how, table);
     } catch (std::exception const& failure) {
         table.line(std::string(name) + ": not measured, as", " ", failure.what());
     }
@@ -306,8 +320,8 @@ void part(char const* name, std::string const& folder, summary& table,
 } // namespace bench
 
 auto main(int count, char** arguments) -> int {
-    if (count != 2) {
-        std::cerr << "usage: bench_gpu FOLDER\n";
+    if (count < 2 || count > 3) {
+        std::cerr << "usage: bench_gpu FOLDER [DIVISOR of all sizes, up to 256]\n";
         return 2;
     }
     auto const gpus = copipe::cuda_gpus::here();
@@ -315,15 +329,15 @@ auto main(int count, char** arguments) -> int {
         std::cout << "no GPU: " << gpus.why << '\n';
         return 77;
     }
-    std::string const folder = arguments[1];
+    bench::asked const how{arguments[1], count == 3 ? std::atoi(arguments[2]) : 1};
     bench::summary table;
-    bench::part("engine", folder, table, bench::engine_against_loop);
-    bench::part("await", folder, table, bench::await_strategies);
-    bench::part("overlap", folder, table, bench::overlap);
-    bench::part("schedules", folder, table, bench::schedules_on_parts);
-    bench::part("losses", folder, table, bench::pipelined_losses);
-    bench::part("GPT", folder, table, bench::gpt_training);
+    bench::part("engine", how, table, bench::engine_against_loop);
+    bench::part("await", how, table, bench::await_strategies);
+    bench::part("overlap", how, table, bench::overlap);
+    bench::part("schedules", how, table, bench::schedules_on_parts);
+    bench::part("losses", how, table, bench::pipelined_losses);
+    bench::part("GPT", how, table, bench::gpt_training);
     std::cout << "\nSummary\n" << table.text.str();
-    std::ofstream{folder + "/summary.txt"} << table.text.str();
+    std::ofstream{how.folder + "/summary.txt"} << table.text.str();
     return 0;
 }

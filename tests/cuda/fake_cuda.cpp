@@ -36,7 +36,12 @@ struct CUstream_st {
     std::uint64_t finished = 0; ///< operations done so far
     bool running = false;
     double ends = 0;
+    CUgraph_st* captured = nullptr; ///< takes up what is enqueued
 };
+struct CUgraph_st {
+    std::vector<fake::operation> work{};
+};
+struct CUgraphExec_st : CUgraph_st {};
 struct CUevent_st {
     int device = 0;
     bool timed = false;
@@ -199,6 +204,7 @@ struct world {
     }
 
     auto enqueue(std::unique_lock<std::mutex>& lock, cudaStream_t stream, operation what) -> cudaError_t {
+        if (stream->captured) return stream->captured->work.push_back(std::move(what)), cudaSuccess;
         cudaError_t const full = host_wait(lock, [&] { return stream->work.size() < 1024; });
         if (full != cudaSuccess) {
             if (what.always) what.effect();
@@ -466,6 +472,33 @@ auto cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) -> cu
                               .ready = [last] { return last->done; },
                               .waits_on = [last] { return last->stream; }});
     });
+}
+
+auto cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) -> cudaError_t {
+    return call("cudaStreamBeginCapture", [&](auto&) { return stream->captured = new CUgraph_st{}, cudaSuccess; });
+}
+auto cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) -> cudaError_t {
+    return call("cudaStreamEndCapture", [&](auto&) {
+        *graph = std::exchange(stream->captured, nullptr);
+        return *graph ? cudaSuccess : here->refuse(cudaErrorIllegalState);
+    });
+}
+auto cudaGraphInstantiate(cudaGraphExec_t* ready, cudaGraph_t graph, unsigned long long) -> cudaError_t {
+    return call("cudaGraphInstantiate", [&](auto&) { return *ready = new CUgraphExec_st{*graph}, cudaSuccess; });
+}
+auto cudaGraphLaunch(cudaGraphExec_t ready, cudaStream_t stream) -> cudaError_t {
+    return call("cudaGraphLaunch", [&](auto& lock) {
+        cudaError_t enqueued = cudaSuccess;
+        for (operation const& each : ready->work)
+            if (enqueued == cudaSuccess) enqueued = here->enqueue(lock, stream, each);
+        return enqueued;
+    });
+}
+auto cudaGraphExecDestroy(cudaGraphExec_t ready) -> cudaError_t {
+    return destroy("cudaGraphExecDestroy", [&](auto&) { delete ready; });
+}
+auto cudaGraphDestroy(cudaGraph_t graph) -> cudaError_t {
+    return destroy("cudaGraphDestroy", [&](auto&) { delete graph; });
 }
 
 auto cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) -> cudaError_t {
