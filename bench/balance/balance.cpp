@@ -9,9 +9,13 @@
 #include "copipe/plan/cost_table.hpp"
 #include "copipe/schedule/evaluate.hpp"
 
+#include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <exception>
+#include <future>
 #include <string_view>
+#include <thread>
 
 namespace {
 
@@ -88,7 +92,8 @@ struct every_100 {
     }
 };
 
-void run(copipe::text_table& table, scenario const& of) {
+/// A row of the table: the scenario under the four balancers.
+auto run(scenario const& of) -> std::vector<std::string> {
     oracle knows;
     auto const start = partition::even(of.layers, of.ranks);
     auto const best = train(of, start, copipe::static_partition{}, std::ref(knows));
@@ -96,10 +101,25 @@ void run(copipe::text_table& table, scenario const& of) {
     auto const often = of.steps > 100 ? train(of, start, every_100{}) : still;
     auto const ours = train(of, start, copipe::balanced{{.check_every = of.steps > 100 ? 100 : 10}});
     auto const over = [&](outcome const& each) { return copipe::decimal(each.seconds / best.seconds, 4); };
-    table.row({of.name, std::to_string(of.ranks), std::to_string(of.steps), over(still), over(often), over(ours),
-               std::to_string(often.moves), std::to_string(ours.moves),
-               copipe::decimal(still.last_step / ours.last_step, 3), copipe::percent(ours.utilisation)});
-    std::fprintf(stderr, "%d devices, %s\n", of.ranks, of.name.c_str());
+    return {of.name, std::to_string(of.ranks), std::to_string(of.steps), over(still), over(often), over(ours),
+            std::to_string(often.moves), std::to_string(ours.moves),
+            copipe::decimal(still.last_step / ours.last_step, 3), copipe::percent(ours.utilisation)};
+}
+
+/// The scenarios' rows, in their order. Every core runs one after the other.
+auto run_all(std::vector<scenario> const& all) -> std::vector<std::vector<std::string>> {
+    std::vector<std::vector<std::string>> rows(all.size());
+    std::atomic<std::size_t> next = 0;
+    auto const work = [&] {
+        for (std::size_t which; (which = next++) < all.size();) {
+            rows[which] = run(all[which]);
+            std::fprintf(stderr, "%d devices, %s\n", all[which].ranks, all[which].name.c_str());
+        }
+    };
+    std::vector<std::future<void>> cores(std::max(1U, std::thread::hardware_concurrency()));
+    for (auto& core : cores) core = std::async(std::launch::async, work);
+    for (auto& core : cores) core.get();
+    return rows;
 }
 
 } // namespace
@@ -113,14 +133,15 @@ int main(int count, char** arguments) {
             return 2;
         }
         auto const wanted = [&](std::string_view part) { return which == "all" || which == part; };
+        std::vector<scenario> all;
+        auto const add = [&](std::vector<scenario> some) { all.insert(all.end(), some.begin(), some.end()); };
+        if (wanted("8")) add(changing(8, 64, 32, 1500));
+        if (wanted("128")) add(changing(128, 512, 256, 600));
+        if (wanted("types")) add({two_types(128, 768, 2048, 11)});
         copipe::text_table table;
         table.row({"scenario", "devices", "steps", "static", "every 100", "balanced", "moves: every 100",
                    "balanced", "last step: static / balanced", "utilisation"});
-        if (wanted("8"))
-            for (auto const& each : changing(8, 64, 32, 1500)) run(table, each);
-        if (wanted("128"))
-            run(table, changing(128, 512, 128, 400)[0]);
-        if (wanted("types")) run(table, two_types(128, 768, 2048, 11));
+        for (auto& each : run_all(all)) table.row(std::move(each));
         std::printf("%s", table.text().c_str());
     } catch (std::exception const& failure) {
         std::fprintf(stderr, "balance: %s\n", failure.what());
