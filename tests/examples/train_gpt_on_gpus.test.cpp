@@ -19,25 +19,25 @@ words const insisting{"--device", "cuda"};
 
 TEST_CASE("train_gpt takes the GPUs that it finds, says so, and learns what it does on the CPU") {
     workplace const gpus{two}, cpu;
-    words const steps = under("dualpipe_v", 2) + words{"--steps", "4"};
+    words const plan = under("dualpipe_v", 2), steps = plan + words{"--steps", "4"}, step = plan + words{"--steps", "1"};
     auto const expected = cpu.losses(steps + words{"--device", "cpu"}), found = gpus.losses(steps);
     REQUIRE(found.size() == expected.size());
     for (std::size_t i = 0; i < found.size(); ++i) CHECK(std::abs(found[i] - expected[i]) < 1e-5);
-    CHECK(gpus.run(steps).out.find("device  2 ranks on 2 GPUs, products in f32") != std::string::npos);
-    CHECK(workplace{one}.run(steps).out.find("device  2 ranks on 1 GPU, ") != std::string::npos);
-    CHECK(workplace{no_driver}.run(steps).out.find("device  CPU; no GPU, as this machine has none") !=
+    CHECK(gpus.run(step).out.find("device  2 ranks on 2 GPUs, products in f32") != std::string::npos);
+    CHECK(workplace{one}.run(step).out.find("device  2 ranks on 1 GPU, ") != std::string::npos);
+    CHECK(workplace{no_driver}.run(step).out.find("device  CPU; no GPU, as this machine has none") !=
           std::string::npos);
 }
 
 TEST_CASE("in bf16 train_gpt learns nearly what it does in 32 bits, and says that it is in bf16") {
     workplace const gpus{two};
-    words const steps = under("dualpipe_v", 2) + words{"--steps", "6"}, bf16{"--precision", "bf16"};
+    words const plan = under("dualpipe_v", 2), steps = plan + words{"--steps", "6"}, bf16{"--precision", "bf16"};
     auto const expected = gpus.losses(steps), found = gpus.losses(steps + bf16);
     REQUIRE(found.size() == expected.size());
     CHECK(found != expected);
     CHECK(found.back() < found.front() - 0.1);
     for (std::size_t i = 0; i < found.size(); ++i) CHECK(std::abs(found[i] - expected[i]) < 1e-2);
-    CHECK(gpus.run(steps + bf16).out.find("products in bf16") != std::string::npos);
+    CHECK(gpus.run(plan + bf16 + words{"--steps", "1"}).out.find("products in bf16") != std::string::npos);
 }
 
 TEST_CASE("told to use GPUs where there is none, train_gpt says why and ends with exit code 2") {
