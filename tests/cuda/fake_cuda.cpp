@@ -17,6 +17,8 @@
 #include <utility>
 #include <vector>
 
+#include <sys/mman.h>
+
 namespace {
 
 /// One record of an event: whether the stream has come to it, and when.
@@ -62,10 +64,20 @@ namespace {
 using fake::drive;
 using fake::operation;
 
+struct releases {
+    std::size_t mapped;
+    void operator()(std::byte* data) const {
+        if (mapped > 0)
+            ::munmap(data, mapped);
+        else
+            std::free(data);
+    }
+};
 struct block {
     std::size_t bytes;
     cudaMemoryType type;
     int device;
+    std::unique_ptr<std::byte, releases> data;
 };
 
 struct world {
@@ -236,14 +248,17 @@ struct world {
         return at < found->first + found->second.bytes ? &found->second : nullptr;
     }
     auto allocate(std::size_t bytes, cudaMemoryType type, int device) -> void* {
-        auto* const data = static_cast<std::byte*>(std::aligned_alloc(256, (bytes + 255) / 256 * 256));
-        if (bytes < std::size_t{1} << 24U) std::memset(data, 0xff, bytes); // undefined contents are not-a-number
-        memory.emplace(data, block{bytes, type, device});
+        // Large blocks cost nothing until used. The undefined contents of others are not-a-number.
+        bool const large = bytes >= std::size_t{1} << 20U;
+        auto* const data = static_cast<std::byte*>(
+            large ? ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+                  : std::aligned_alloc(256, (bytes + 255) / 256 * 256));
+        if (!large) std::memset(data, 0xff, bytes);
+        memory.emplace(data, block{bytes, type, device, {data, {large ? bytes : 0}}});
         return data;
     }
     void free(void* data) {
         memory.erase(static_cast<std::byte*>(data));
-        std::free(data);
     }
 };
 
@@ -306,7 +321,6 @@ machine::~machine() {
         here->changed.notify_all();
     }
     if (here->worker.joinable()) here->worker.join();
-    for (auto const& [data, what] : here->memory) std::free(data);
     for (auto* each : here->events) delete each;
     for (auto* each : here->pools) delete each;
     for (auto* each : here->libraries) delete each;
