@@ -19,7 +19,8 @@ words const insisting{"--device", "cuda"};
 
 TEST_CASE("train_gpt takes the GPUs that it finds, says so, and learns what it does on the CPU") {
     workplace const gpus{two}, cpu;
-    words const plan = under("dualpipe_v", 2), steps = plan + words{"--steps", "4"}, step = plan + words{"--steps", "1"};
+    words const plan = under("dualpipe_v", 2), step = plan + words{"--steps", "1"};
+    words const steps = plan + words{"--steps", "4"};
     auto const expected = cpu.losses(steps + words{"--device", "cpu"}), found = gpus.losses(steps);
     REQUIRE(found.size() == expected.size());
     for (std::size_t i = 0; i < found.size(); ++i) CHECK(std::abs(found[i] - expected[i]) < 1e-5);

@@ -8,6 +8,7 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace copipe {
@@ -92,5 +93,18 @@ struct batch {
     dataset_ref data;
     std::uint64_t first = 0;
 };
+
+/// What each of a step's micro-batches counts for in its mean loss: they add up to 1. Throws dataset_error if there is
+/// nothing to learn from.
+template <class = void> void weigh(batch const& from, std::vector<double>& weights) {
+    double total = 0;
+    for (std::size_t m = 0; m < weights.size(); ++m) total += weights[m] = from.data.weight(from.first + m);
+    if (!(total > 0)) {
+        throw dataset_error("the dataset's weights of micro-batches " + std::to_string(from.first) + " to " +
+                            std::to_string(from.first + weights.size() - 1) + " add up to " + std::to_string(total) +
+                            "; a step needs something to learn from");
+    }
+    for (double& each : weights) each /= total;
+}
 
 } // namespace copipe

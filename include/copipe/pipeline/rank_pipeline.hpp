@@ -6,13 +6,15 @@
 #include "copipe/async/scope.hpp"
 #include "copipe/model/partition.hpp"
 #include "copipe/model/stage.hpp"
+#include "copipe/pipeline/chunk_error.hpp"
+#include "copipe/pipeline/chunk_reporter.hpp"
 #include "copipe/pipeline/dataset.hpp"
-#include "copipe/pipeline/observer.hpp"
+#include "copipe/pipeline/in_flight.hpp"
+#include "copipe/pipeline/outbox.hpp"
 #include "copipe/pipeline/step_plan.hpp"
 #include "copipe/transport/transport.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -21,34 +23,6 @@
 #include <vector>
 
 namespace copipe {
-
-/// A chunk failed: an exception from a layer, from the dataset, or from work that a layer had launched.
-class chunk_error : public error {
-public:
-    chunk_error(int at_rank, chunk const& failed, int step_micro_batch, int in_layer, std::exception_ptr why,
-                std::string const& reason)
-        : error("rank " + std::to_string(at_rank) + ", stage " + std::to_string(failed.stage) + ", micro-batch " +
-                std::to_string(step_micro_batch) + ", " + std::string(name(kind_of(failed.what))) +
-                (in_layer < 0 ? "" : " of layer " + std::to_string(in_layer)) + ": " + reason),
-          rank(at_rank),
-          what_failed(failed),
-          micro_batch(step_micro_batch),
-          layer(in_layer),
-          cause(std::move(why)) {}
-
-    int rank;
-    chunk what_failed;
-    int micro_batch; ///< numbered within the step, over both directions
-    int layer;       ///< of the model; -1 if it was none, or work that had been launched before
-    std::exception_ptr cause;
-};
-
-/// The model contradicts itself: two parameters of a layer share a name, tied ones differ in size, a layer returns no
-/// tensor.
-class model_error : public error {
-public:
-    using error::error;
-};
 
 struct pipeline_options {
     std::size_t lookahead = 4; ///< how many actions the host may be ahead of the device; at least 1
@@ -71,7 +45,8 @@ public:
           rank_(rank),
           device_(&dev),
           endpoint_(std::move(endpoint)),
-          options_(options),
+          reporter_(options.listener, rank),
+          outbox_(dev, endpoint_, reporter_),
           compute_(&dev.open_stream("compute")),
           links_(static_cast<std::size_t>(plan.where.ranks)),
           flights_(std::max<std::size_t>(options.lookahead, 1)),
@@ -81,10 +56,10 @@ public:
           weights_(losses_.size()) {
         for (int number : plan.where.stages_of(rank)) {
             int const part = plan.where.model_stage(number);
-            stages_.push_back(local_stage{
+            stages_.push_back(local{
                 .number = number,
                 .layers = stage<Device>(layers, cut.first(part), cut.last(part), slots_, options.seed, *compute_),
-                .slots = std::vector<slot>(slots_),
+                .slots = std::vector<micro_batch_slot<Device>>(slots_),
                 .losses = std::vector<float>(plan.where.is_last(number) ? per_stage() : 0)});
         }
     }
@@ -99,7 +74,7 @@ public:
     /// chunk_error, or peer_failed when another rank did; `recover` must then be called, on all ranks, before the next
     /// step.
     [[nodiscard]] auto run(batch const& from, bool training, timing layers = timing::off) -> task<> {
-        times_layers_ = layers == timing::on && options_.listener.wants_layers();
+        times_layers_ = layers == timing::on && listener().wants_layers();
         try {
             begin(from, training);
         } catch (...) { // from the dataset's weights
@@ -118,12 +93,9 @@ public:
         } catch (...) {
             failure = std::current_exception();
         }
-        for (auto& [peer, to_peer] : sent_) { // the last to be read is the last that was sent
-            if (!to_peer.empty()) co_await to_peer.back().over.completion();
-            let_go(to_peer);
-        }
+        co_await outbox_.all_read();
         if (failure) std::rethrow_exception(failure);
-        for (local_stage& each : stages_) collect_losses(each);
+        for (local& each : stages_) collect_losses(each);
     }
 
     /// This rank's share of the step's loss, by micro-batch of the step: weighted loss where this rank computed it,
@@ -133,10 +105,10 @@ public:
     /// Makes the rank ready for another step after a failed one. Waits for the device. All ranks have ended their step.
     void recover() {
         settle();
-        for (flight& each : flights_) each.halves = {};
-        for (local_stage& each : stages_) {
+        for (in_flight& each : flights_) each.halves = {};
+        for (local& each : stages_) {
             each.layers.drop_all(slots_);
-            for (slot& s : each.slots) s.clear();
+            for (auto& place : each.slots) place.clear();
         }
         endpoint_.reset();
     }
@@ -146,7 +118,7 @@ public:
     /// rests.
     [[nodiscard]] auto blocked() -> std::string {
         if (enqueued_.value() >= issued_.value()) return {};
-        flight& own = flights_[enqueued_.value() % flights_.size()];
+        in_flight& own = flights_[enqueued_.value() % flights_.size()];
         action const& held = own.what;
         auto const waits = [this](chunk const& c) {
             return "rank " + std::to_string(rank_) + " waits with the " + std::string(name(kind_of(c.what))) +
@@ -188,7 +160,7 @@ public:
         co_return arrived.what;
     }
     [[nodiscard]] auto plan() const noexcept -> step_plan const& { return *plan_; }
-    [[nodiscard]] auto listener() const noexcept -> observer_ref { return options_.listener; }
+    [[nodiscard]] auto listener() const noexcept -> observer_ref { return reporter_.listener(); }
 
     /// The layers of schedule stage `number`, which must be one of this rank's. Between steps they may be replaced.
     [[nodiscard]] auto layers_of(int number) -> stage<Device>& { return stage_at(number).layers; }
@@ -196,72 +168,13 @@ public:
     [[nodiscard]] auto slots() const noexcept -> std::size_t { return slots_; }
 
 private:
-    /// What a chunk gets from a neighbouring stage.
-    struct arrival {
-        one_shot_event handed_over{};
-        tensor value{};
-        transfer<Device> moved{};
-
-        void clear() {
-            handed_over.reset();
-            value = {};
-            moved = {};
-        }
-    };
-    /// One micro-batch in one stage, which takes it over from an earlier one.
-    struct slot {
-        arrival input{};
-        arrival gradient{};
-        std::pair<host_array, host_array> sample{}; ///< input and target, of a first or last stage
-
-        void clear() {
-            input.clear();
-            gradient.clear();
-        }
-    };
-    struct local_stage {
-        int number;
-        stage<Device> layers;
-        std::vector<slot> slots;
-        std::vector<float> losses; ///< by micro-batch, of a last stage
-    };
-    /// An action between its issue and its retirement.
-    struct half {
-        local_stage* home = nullptr;
-        slot* place = nullptr;
-        arrival* from = nullptr; ///< what it takes from a neighbouring stage, ...
-        bool awaits = false;     ///< ... if it takes anything
-        event start{};
-        event end{};
-        tensor output{};
-        std::vector<event> marks{}; ///< between layers, on steps that time them
-
-        void clear() {
-            awaits = false;
-            start = {};
-            end = {};
-            output = {};
-            marks.clear();
-        }
-    };
-    /// A message that its receiver has taken over but may still read.
-    struct lent {
-        chunk what;
-        tensor value;
-        event ready;
-        event over;
-    };
-    struct flight {
-        action what{chunk{}};
-        std::array<half, 2> halves{};
-        bool held_by_window = false;
-    };
+    using local = local_stage<Device>;
+    using half = chunk_in_flight<Device>;
+    using in_flight = action_in_flight<Device>;
 
     [[nodiscard]] auto own() const noexcept -> std::size_t { return static_cast<std::size_t>(rank_); }
-    [[nodiscard]] auto measured() const noexcept -> timing { return options_.listener ? timing::on : timing::off; }
-
-    [[nodiscard]] auto stage_at(int number) -> local_stage& {
-        return *std::find_if(stages_.begin(), stages_.end(), [&](local_stage const& s) { return s.number == number; });
+    [[nodiscard]] auto stage_at(int number) -> local& {
+        return *std::find_if(stages_.begin(), stages_.end(), [&](local const& s) { return s.number == number; });
     }
     [[nodiscard]] auto per_stage() const noexcept -> std::size_t {
         return static_cast<std::size_t>(plan_->where.micro_batches_per_stage(plan_->micro_batches));
@@ -275,8 +188,8 @@ private:
     [[nodiscard]] auto step_micro_batch(chunk const& c) const -> int {
         return plan_->where.global_micro_batch(c.stage, c.micro_batch, plan_->micro_batches);
     }
-    [[nodiscard]] auto arrival_of(message const& m) -> arrival& {
-        slot& to = stage_at(m.to_stage).slots[slot_number(m.micro_batch)];
+    [[nodiscard]] auto input_at(message const& m) -> chunk_input<Device>& {
+        auto& to = stage_at(m.to_stage).slots[slot_number(m.micro_batch)];
         return m.direction == flow::forward ? to.input : to.gradient;
     }
 
@@ -298,18 +211,11 @@ private:
         issued_.reset();
         enqueued_.reset();
         for (progress_counter& each : posted_) each.reset();
-        last_end_ = device_->now();
-        double total = 0;
-        for (std::size_t m = 0; m < weights_.size(); ++m) total += weights_[m] = from.data.weight(from.first + m);
-        if (!(total > 0)) {
-            throw dataset_error("the dataset's weights of micro-batches " + std::to_string(from.first) + " to " +
-                                std::to_string(from.first + weights_.size() - 1) + " add up to " +
-                                std::to_string(total) + "; a step needs something to learn from");
-        }
-        for (double& each : weights_) each /= total;
+        reporter_.begin(device_->now());
+        weigh(from, weights_);
         std::fill(losses_.begin(), losses_.end(), 0.0);
-        for (local_stage& each : stages_) {
-            for (slot& s : each.slots) s.clear();
+        for (local& each : stages_) {
+            for (auto& place : each.slots) place.clear();
             if (!training) continue;
             for (auto& layer : each.layers.layers()) {
                 for (parameter* p : layer.parameters()) compute_->zero(p->gradient.data(), p->gradient.bytes());
@@ -317,7 +223,7 @@ private:
         }
     }
 
-    void collect_losses(local_stage& last) {
+    void collect_losses(local const& last) {
         if (!plan_->where.is_last(last.number)) return;
         for (std::size_t m = 0; m < last.losses.size(); ++m) {
             auto const of = static_cast<std::size_t>(
@@ -332,7 +238,7 @@ private:
         std::uint64_t const window = flights_.size();
         try {
             for (std::uint64_t i = 0; i < count; ++i) {
-                flight& next = flights_[i % window];
+                in_flight& next = flights_[i % window];
                 bool const full = i - retired_ == window;
                 if (full) co_await retire((window + 1) / 2);
                 next.what = steps.actions[i];
@@ -358,7 +264,7 @@ private:
         try {
             for (std::uint64_t i = 0; i < count; ++i) {
                 co_await issued_.reached(i + 1);
-                flight& own = flights_[i % flights_.size()];
+                in_flight& own = flights_[i % flights_.size()];
                 auto const pieces = own.what.chunks();
                 for (half& each : own.halves) // a pair starts with both its inputs
                     if (each.awaits) co_await each.from->handed_over.wait();
@@ -408,10 +314,10 @@ private:
             stage<Device>& layers = own.home->layers;
             auto const& [input, target] = own.place->sample;
             bool const last = plan_->where.is_last(c.stage);
-            arrival& from = *own.from;
+            auto& from = *own.from;
             [[maybe_unused]] auto const shown = range_on(
                 *device_, {rank_, c.stage, static_cast<int>(micro_batch), name(kind_of(c.what))});
-            own.start = compute_->record(measured());
+            own.start = compute_->record(reporter_.timed());
             if (c.what == op::forward) {
                 if (plan_->where.is_first(c.stage)) from.value = upload(input);
                 if (last) work.target = upload(target);
@@ -425,7 +331,7 @@ private:
             if (!own.output && output_of(c, plan_->where)) {
                 throw model_error("its layers returned an empty tensor, but a neighbouring stage needs their output");
             }
-            own.end = compute_->record(measured());
+            own.end = compute_->record(reporter_.timed());
         } catch (...) {
             fail(c, work.layer);
         }
@@ -450,42 +356,13 @@ private:
         auto const out = output_of(c, plan_->where);
         if (!out) return;
         if (crosses_ranks(*out, plan_->where)) {
-            chunks.spawn(send(*out, c, std::move(value), compute_->record(measured())));
+            chunks.spawn(outbox_.send(plan_->where.rank_of(out->to_stage), identity_of(*out), c, std::move(value),
+                                      compute_->record(reporter_.timed())));
         } else {
-            arrival& to = arrival_of(*out);
+            auto& to = input_at(*out);
             to.value = std::move(value);
             to.handed_over.set();
         }
-    }
-
-    /// Lives until the peer has taken the message over; its buffer, until the peer has read it. Compute never waits for
-    /// that, and the host only at the end of the step.
-    auto send(message m, chunk c, tensor value, event ready) -> task<> {
-        envelope what{.identity = identity_of(m), .bytes = value.bytes()};
-        what.header[0] = static_cast<std::int64_t>(value.type());
-        what.header[1] = static_cast<std::int64_t>(value.sizes().rank());
-        std::copy(value.sizes().begin(), value.sizes().end(), what.header.begin() + 2);
-        int const peer = plan_->where.rank_of(m.to_stage);
-        event over = co_await endpoint_.send(peer, what, value.data(), ready);
-        auto& to_peer = sent_to(peer);
-        to_peer.push_back({c, std::move(value), std::move(ready), std::move(over)});
-        let_go(to_peer);
-    }
-
-    [[nodiscard]] auto sent_to(int peer) -> std::vector<lent>& {
-        auto const known = std::find_if(sent_.begin(), sent_.end(), [=](auto const& one) { return one.first == peer; });
-        return known != sent_.end() ? known->second : sent_.emplace_back(peer, std::vector<lent>{}).second;
-    }
-
-    /// Frees what a peer has read by now.
-    void let_go(std::vector<lent>& to_peer) {
-        auto const held = std::find_if(to_peer.begin(), to_peer.end(), [](lent const& l) { return !l.over.done(); });
-        if (options_.listener) {
-            std::for_each(to_peer.begin(), held, [&](lent const& l) {
-                report(span_kind::send, wait_reason::none, l.what, l.ready.time(), device_->now());
-            });
-        }
-        to_peer.erase(to_peer.begin(), held);
     }
 
     /// Receives all messages of one peer, each as soon as it has been posted.
@@ -496,9 +373,9 @@ private:
             for (message const& m : from.messages) {
                 co_await posted.reached(++count);
                 auto arrived = co_await endpoint_.arrival(from.peer, identity_of(m));
-                arrival& to = arrival_of(m);
+                auto& to = input_at(m);
                 to.value = tensor{*link.memory(), sizes_in(arrived.what), static_cast<dtype>(arrived.what.header[0])};
-                to.moved = endpoint_.accept(arrived, to.value.data(), link, measured());
+                to.moved = endpoint_.accept(arrived, to.value.data(), link, reporter_.timed());
                 to.handed_over.set();
             }
         } catch (...) {
@@ -516,15 +393,15 @@ private:
         if (count == 0) co_return;
         std::uint64_t const until = retired_ + count;
         co_await enqueued_.reached(until);
-        flight& newest = flights_[(until - 1) % flights_.size()];
+        in_flight& newest = flights_[(until - 1) % flights_.size()];
         for (half& each : newest.halves) co_await each.end.completion();
         for (; retired_ < until; ++retired_) retire(flights_[retired_ % flights_.size()]);
-        for (auto& [peer, to_peer] : sent_) let_go(to_peer);
+        outbox_.let_go();
     }
 
-    void retire(flight& done) {
+    void retire(in_flight& done) {
         auto const pieces = done.what.chunks();
-        if (options_.listener) report(done);
+        if (listener()) reporter_.ended(done);
         for (std::size_t i = 0; i < pieces.size(); ++i) {
             try {
                 done.halves[i].end.check();
@@ -536,61 +413,6 @@ private:
             if (!training_ || what == op::backward || what == op::backward_weight)
                 done.halves[i].place->clear();
         }
-    }
-
-    /// Reports an action that has ended, and what the rank waited for before it.
-    void report(flight const& done) {
-        auto const pieces = done.what.chunks();
-        double start = done.halves[0].start.time();
-        double arrived = 0;
-        for (std::size_t i = 0; i < pieces.size(); ++i) {
-            start = std::min(start, done.halves[i].start.time());
-            if (pieces[i].what == op::backward_weight) continue;
-            arrival const& from = *done.halves[i].from;
-            if (from.moved.end.time() == 0) continue; // handed over on this rank
-            arrived = std::max(arrived, from.moved.end.time());
-            report(span_kind::receive, wait_reason::none, pieces[i], from.moved.start.time(), from.moved.end.time());
-        }
-        if (start > last_end_) {
-            wait_reason const why = arrived > last_end_   ? wait_reason::input
-                                    : done.held_by_window ? wait_reason::memory
-                                                          : wait_reason::host;
-            report(span_kind::wait, why, pieces[0], last_end_, start);
-        }
-        for (std::size_t i = 0; i < pieces.size(); ++i) {
-            half const& each = done.halves[i];
-            report(kind_of(pieces[i].what, done.what.overlapped()), wait_reason::none, pieces[i], each.start.time(),
-                   each.end.time());
-            last_end_ = std::max(last_end_, each.end.time());
-            if (!took_turns(done.halves)) report_layers(pieces[i], each.marks);
-        }
-    }
-
-    [[nodiscard]] static auto took_turns(std::array<half, 2> const& pair) -> bool {
-        auto const& [a, b] = pair;
-        return !a.marks.empty() && !b.marks.empty() && a.marks.front().time() < b.marks.back().time() &&
-               b.marks.front().time() < a.marks.back().time();
-    }
-
-    /// Reports the passes between a chunk's marks: layers upwards, or downwards with one pass each or two.
-    void report_layers(chunk const& c, std::vector<event> const& marks) {
-        stage<Device> const& layers = stage_at(c.stage).layers;
-        bool const both = c.what == op::backward;
-        for (std::size_t i = 1; i < marks.size(); ++i) {
-            auto const nth = static_cast<int>(both ? (i - 1) / 2 : i - 1);
-            int const layer = layers.first() + (c.what == op::forward ? nth : layers.size() - 1 - nth);
-            op const pass = !both ? c.what : i % 2 == 1 ? op::backward_input : op::backward_weight;
-            options_.listener.record(layer_span{.start = marks[i - 1].time(),
-                                                .end = marks[i].time(),
-                                                .what = {pass, c.stage, c.micro_batch},
-                                                .rank = rank_,
-                                                .layer = layer});
-        }
-    }
-
-    void report(span_kind kind, wait_reason reason, chunk const& c, double start, double end) const {
-        options_.listener.record(
-            {.start = start, .end = end, .what = c, .rank = rank_, .kind = kind, .reason = reason});
     }
 
     /// Rethrows the exception in flight with the place where it happened. Launched work of a chunk and of the `partner`
@@ -618,18 +440,17 @@ private:
     int rank_;
     Device* device_;
     Endpoint endpoint_;
-    pipeline_options options_;
+    chunk_reporter<Device> reporter_;
+    outbox<Device, Endpoint> outbox_;
     stream* compute_;
     std::vector<stream*> links_;          ///< by peer, opened when first used
-    std::vector<std::pair<int, std::vector<lent>>> sent_{}; ///< to each of the few ranks that messages went to
-    std::vector<local_stage> stages_{};
-    std::vector<flight> flights_;
+    std::vector<local> stages_{};
+    std::vector<in_flight> flights_;
     std::vector<progress_counter> posted_;
     std::size_t slots_;
     progress_counter issued_{};   ///< how many actions have begun, ...
     progress_counter enqueued_{}; ///< ... have been enqueued with all their work, ...
     std::uint64_t retired_ = 0;   ///< ... and have ended on the device
-    double last_end_ = 0;
     batch const* batch_ = nullptr;
     bool training_ = true;
     bool times_layers_ = false;
