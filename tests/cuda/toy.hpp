@@ -93,6 +93,13 @@ struct outcome {
     }
 };
 
+/// Calls that free: they throw nothing, and do their work whatever they return. And calls that ask or wait, where it is
+/// for the end of a copy whose receiver knows how it went.
+[[nodiscard]] inline auto is_harmless(std::string const& call) -> bool {
+    return call == "cudaFreeAsync" || call == "cudaFreeHost" || call.ends_with("Destroy") || call.ends_with("Unload") ||
+           call == "cudaStreamSynchronize" || call == "cudaEventQuery";
+}
+
 class pipeline {
     struct engine;
     copipe::step_plan plan_;

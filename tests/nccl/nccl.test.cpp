@@ -334,6 +334,36 @@ TEST_CASE("whichever call of NCCL fails, every rank ends with an error, nothing 
     CHECK(fail_each_call(dualpipe{}, {2, 4}, mode) == every);
 }
 
+TEST_CASE("whichever CUDA call of a step over NCCL fails, every rank ends with an error and nothing leaks") {
+    bool const sticky = GENERATE(false, true);
+    nccl_mode const mode = GENERATE(nccl_mode::strict, nccl_mode::relaxed);
+    std::set<std::string> seen;
+    for (std::uint64_t number = 1; true; ++number) {
+        fake::machine gpus{drive::by_test, 2};
+        fake::nccl_library nccl;
+        gpus.fail_call(number, cudaErrorIllegalAddress, sticky);
+        std::uint64_t ended = number;
+        bool threw = false;
+        try {
+            auto piped = make(gpus, dualpipe{}, {2, 4}, 1, {.mode = mode, .lookahead = 2});
+            piped.step_by_test();
+            ended = gpus.calls();
+        } catch (cuda_toy::deadlock const& hang) {
+            FAIL("call " << number << ", " << gpus.failed_call() << ": " << hang.what());
+        } catch (copipe::error const&) {
+            threw = true;
+        }
+        std::string const failed = gpus.failed_call();
+        if (failed.empty()) break;
+        seen.insert(failed);
+        CAPTURE(number, failed, sticky);
+        REQUIRE(gpus.leaks() == "");
+        REQUIRE(nccl.leaks() == "");
+        REQUIRE((threw || number > ended || cuda_toy::is_harmless(failed)));
+    }
+    CHECK(seen.size() >= 18);
+}
+
 TEST_CASE("with a thread for each rank, steps over NCCL are right again and again, strict and relaxed") {
     for (nccl_mode const mode : {nccl_mode::strict, nccl_mode::relaxed}) {
         auto const expected = reference(4, 8);

@@ -108,6 +108,14 @@ struct pipeline::engine {
         ranks[r].endpoint().follow(training ? orders[r].training : orders[r].evaluation);
         co_await ranks[r].run(from, training);
         if (static_cast<int>(r) == how.absent_from_sum) co_return;
+        try {
+            co_await end_of(r, training);
+        } catch (...) {
+            ranks[r].endpoint().abort();
+            throw;
+        }
+    }
+    auto end_of(std::size_t r, bool training) -> copipe::task<> {
         if (training) co_await reductions[r].sum();
         auto const summed = ranks[r].compute_stream().record();
         co_await summed.completion();

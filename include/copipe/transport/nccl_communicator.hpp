@@ -53,6 +53,8 @@ public:
         open_ = false;
         require_nccl(ncclGroupEnd(), "ncclGroupEnd", where);
     }
+    /// On a thread that does no more with NCCL: what was begun never runs.
+    void forget() noexcept { open_ = false; }
 
 private:
     bool open_ = true;

@@ -21,9 +21,9 @@ namespace copipe {
 /// Ends of communicators, by rank and name.
 using nccl_ends = std::map<std::pair<int, nccl_name>, std::shared_ptr<nccl_communicator>>;
 
-/// Opens what the ranks of this process are part of. The other processes do the same at the same time.
-inline void open_all(nccl_ends& all, nccl_ids const& ids, std::vector<nccl_place> const& here, int max_ctas) {
-    nccl_group group;
+/// Begins to open what the ranks of this process are part of.
+inline void open_all(nccl_group& group, nccl_ends& all, nccl_ids const& ids, std::vector<nccl_place> const& here,
+                     int max_ctas) {
     for (auto const& [rank, gpu] : here) {
         require_cuda(cudaSetDevice(gpu), "cudaSetDevice", {gpu, "opening communicators"});
         for (auto const& [name, id] : ids) {
@@ -38,6 +38,16 @@ inline void open_all(nccl_ends& all, nccl_ids const& ids, std::vector<nccl_place
                 group, id, static_cast<int>(among.size()), static_cast<int>(own - among.begin()),
                 sums ? 0 : max_ctas, std::move(where));
         }
+    }
+}
+/// The same to the end. The other processes do so at the same time. On a thread that does nothing else.
+inline void open_all(nccl_ends& all, nccl_ids const& ids, std::vector<nccl_place> const& here, int max_ctas) {
+    nccl_group group;
+    try {
+        open_all(group, all, ids, here, max_ctas);
+    } catch (...) { // the group's end would wait for those of its ranks that have not been named
+        group.forget();
+        throw;
     }
     group.end("opening all communicators");
 }
