@@ -32,6 +32,7 @@ public:
             typename Device::event const arrived = pipeline_->compute_stream().record();
             co_await arrived.completion();
             arrived.check();
+            make_room();
             double nothing = 0;
             co_await pipeline_->endpoint().all_reduce({&nothing, 1});
         } catch (...) {
@@ -40,24 +41,23 @@ public:
         }
     }
 
-    /// Puts the new stages in place. Between steps; every rank's transfer must have ended well.
+    /// Puts the new stages in place. Between steps; every rank's transfer must have ended well. Allocates nothing for
+    /// layers, so that no rank is left behind.
     void commit() {
-        std::map<std::pair<int, int>, any_layer<Device>> placed; // by direction and layer
-        placement const& where = pipeline_->plan().where;
-        for (int stage : where.stages_of(pipeline_->rank())) {
-            int number = pipeline_->layers_of(stage).first();
-            for (auto& layer : pipeline_->layers_of(stage).layers()) {
-                placed.emplace(std::pair{where.direction(stage), number++}, std::move(layer));
-            }
-        }
-        for (auto& [key, layer] : incoming_) placed.insert_or_assign(key, std::move(layer));
-        for (int stage : where.stages_of(pipeline_->rank())) {
-            int const part = where.model_stage(stage);
-            std::vector<any_layer<Device>> layers;
+        for (auto& [stage, layers] : next_) {
+            int const part = pipeline_->plan().where.model_stage(stage);
+            int const direction = pipeline_->plan().where.direction(stage);
             for (int number = to_->first(part); number < to_->last(part); ++number) {
-                layers.push_back(std::move(placed.at({where.direction(stage), number})));
+                auto const arrived = incoming_.find({direction, number});
+                layers.push_back(std::move(
+                    arrived != incoming_.end()
+                        ? arrived->second
+                        : pipeline_->layers_of(stage_of(*from_, direction, number)).layer_at(number)));
                 layers.back().recompute(model_->is_recomputed(static_cast<std::size_t>(number)));
             }
+        }
+        for (auto& [stage, layers] : next_) {
+            int const part = pipeline_->plan().where.model_stage(stage);
             pipeline_->layers_of(stage) = copipe::stage<Device>{to_->first(part), std::move(layers)};
         }
     }
@@ -66,6 +66,15 @@ public:
     [[nodiscard]] auto bytes() const noexcept -> std::size_t { return bytes_; }
 
 private:
+    void make_room() {
+        placement const& where = pipeline_->plan().where;
+        for (int stage : where.stages_of(pipeline_->rank())) {
+            int const part = where.model_stage(stage);
+            next_.emplace_back(stage, std::vector<any_layer<Device>>{});
+            next_.back().second.reserve(static_cast<std::size_t>(to_->last(part) - to_->first(part)));
+        }
+    }
+
     /// The stage that holds a layer under a partition, in one direction.
     [[nodiscard]] auto stage_of(partition const& cut, int direction, int layer) const -> int {
         int part = 0;
@@ -130,6 +139,7 @@ private:
     partition const* from_;
     partition const* to_;
     std::map<std::pair<int, int>, any_layer<Device>> incoming_{}; ///< by direction and layer
+    std::vector<std::pair<int, std::vector<any_layer<Device>>>> next_{}; ///< layers of each of this rank's stages
     std::size_t bytes_ = 0;
 };
 

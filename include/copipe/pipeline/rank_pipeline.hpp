@@ -150,11 +150,11 @@ public:
         auto arrived = co_await endpoint_.arrival(from, identity);
         stream& link = link_from(from);
         link.wait(compute_->record()); // the block may still be in use by earlier work there
-        auto const moved = endpoint_.accept(arrived, to, link, timing::off);
         try {
-            compute_->wait(moved.end);
+            compute_->wait(endpoint_.accept(arrived, to, link, timing::off).end);
         } catch (...) {
-            link.synchronize(); // it still writes to the block
+            endpoint_.abort();
+            link.synchronize(); // it may still write to the block
             throw;
         }
         co_return arrived.what;

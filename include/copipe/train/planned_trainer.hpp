@@ -98,6 +98,7 @@ public:
         model<Device> placed = model_;
         for (int const layer : cut_.recomputed()) placed.recompute(static_cast<std::size_t>(layer), false);
         for (int const layer : next.recomputed()) placed.recompute(static_cast<std::size_t>(layer));
+        auto groups = parameter_groups(placed, next.now(), plan().where);
         double const started = now();
         std::deque<migration<Device, typename ranks::endpoint>> moves;
         for (member& each : ranks_) moves.emplace_back(each.pipeline(), placed, cut_.now(), next.now());
@@ -112,7 +113,7 @@ public:
         }
         cut_ = std::move(next);
         model_ = std::move(placed);
-        shared_.groups = parameter_groups(model_, cut_.now(), plan().where);
+        shared_.groups = std::move(groups);
         if constexpr (balances)
             if (auto& seen = balancing_.seen()) seen->moved(now() - started, most);
         return bytes;

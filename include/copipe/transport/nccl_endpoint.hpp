@@ -101,13 +101,21 @@ private:
     }
     static auto send_through_host(rank_state& own, int to, envelope what, void const* data, event const& ready)
         -> task<> {
+        std::uint64_t const turn = own.through_host++;
         std::vector<std::byte> buffer(what.bytes);
         cuda_stream& stream = own.side_stream();
-        stream.wait(ready);
-        stream.copy(buffer.data(), data, what.bytes);
-        event const there = stream.record();
-        co_await there.completion();
-        there.check();
+        try {
+            stream.wait(ready);
+            stream.copy(buffer.data(), data, what.bytes);
+            event const there = stream.record();
+            co_await there.completion();
+            there.check();
+        } catch (...) {
+            stream.settle(); // what is under way must not end up in a buffer that is let go
+            throw;
+        }
+        co_await own.handed_on.reached(turn);
+        own.handed_on.advance(); // the next one goes on once this one has left
         host_event const now;
         host_event const sent = co_await own.control.send(to, what, buffer.data(), now);
         co_await sent.completion();

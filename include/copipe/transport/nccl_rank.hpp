@@ -2,6 +2,7 @@
 // One rank's end of the NCCL transport: what it exchanges with whom, what it waits for, and how all of it ends.
 #pragma once
 
+#include "copipe/async/wait_queue.hpp"
 #include "copipe/device/cuda.hpp"
 #include "copipe/device/host.hpp"
 #include "copipe/transport/nccl_link.hpp"
@@ -45,6 +46,8 @@ struct nccl_rank {
     std::deque<nccl_link> links{};
     std::deque<nccl_sum> sums{};
     std::atomic<std::uint64_t> totals{0}; ///< odd while a sum of numbers is under way
+    std::uint64_t through_host = 0;       ///< messages that have begun to go through host memory, ...
+    progress_counter handed_on{};         ///< ... and those of them that have left it, in the same order
     host_device staging{host_execution::inline_};
     host_stream* host = &staging.open_stream("staging");
 
@@ -71,7 +74,8 @@ struct nccl_rank {
         std::scoped_lock const lock{tearing_};
         torn_ = false;
         moved_ = clock::now();
-        totals = 0;
+        totals = through_host = 0;
+        handed_on.reset();
     }
     /// Throws why the communicators were given up, if they were.
     void require_open() {
