@@ -47,7 +47,15 @@ inline json read_json(std::string const& path) {
         why = why.substr(why.find(": ") + 2); // without nlohmann's own position
         throw input_error(path + ":" + std::to_string(line) + ":" + std::to_string(column),
                           "not JSON: " + why.substr(0, why.find("; last read")) + ".");
+    } catch (json::out_of_range const& wrong) {
+        std::string const why = wrong.what();
+        throw input_error(path, "the number " + why.substr(why.find('\'')) + " is too large.");
     }
+}
+
+/// `1 rank`, `2 ranks`.
+inline std::string counted(int count, std::string const& what) {
+    return std::to_string(count) + " " + what + (count == 1 ? "" : "s");
 }
 
 /// A value of a file, with its path in it; throws input_error unless it is what is asked for.
@@ -76,15 +84,14 @@ public:
         for (auto const& element : *value_)
             found.emplace_back(file_, element, path_ + "[" + std::to_string(found.size()) + "]");
         if (length >= 0 && found.count() != length)
-            refuse("has " + std::to_string(found.size()) + " elements where " + std::to_string(length) + " belong.");
+            refuse("has " + counted(found.count(), "element") + " where " + std::to_string(length) + " belong.");
         return found;
     }
     [[nodiscard]] copipe::ticks whole(copipe::ticks least, copipe::ticks most = 1'000'000'000'000'000'000) const {
         bool const fits = value_->is_number_integer() && value_->get<double>() < 2e18;
         auto const number = fits ? value_->get<copipe::ticks>() : least - 1;
         if (number < least || number > most)
-            refuse("must be a whole number from " + std::to_string(least) + " to " + std::to_string(most) + ", not " +
-                   value_->dump() + ".");
+            refuse_type("a whole number from " + std::to_string(least) + " to " + std::to_string(most));
         return number;
     }
     [[nodiscard]] int count(int least) const { return static_cast<int>(whole(least, 1'000'000)); }
@@ -94,19 +101,25 @@ public:
         return numbers;
     }
     [[nodiscard]] double number() const {
-        if (!value_->is_number()) refuse("must be a number, not " + value_->dump() + ".");
+        if (!value_->is_number()) refuse_type("a number");
         return value_->get<double>();
     }
     [[nodiscard]] bool flag() const {
-        if (!value_->is_boolean()) refuse("must be true or false, not " + value_->dump() + ".");
+        if (!value_->is_boolean()) refuse_type("true or false");
         return value_->get<bool>();
     }
     [[nodiscard]] std::string text() const {
-        if (!value_->is_string()) refuse("must be a string, not " + value_->dump() + ".");
+        if (!value_->is_string()) refuse_type("a string");
         return value_->get<std::string>();
     }
 
 private:
+    /// Says what was expected, and what is there unless that can be of any length.
+    [[noreturn]] void refuse_type(std::string const& expected) const {
+        std::string const found = value_->is_structured() ? value_->type_name() : value_->dump();
+        refuse("must be " + expected + ", not " + found + ".");
+    }
+
     std::string file_;
     json const* value_;
     std::string path_;
@@ -119,11 +132,10 @@ inline copipe::row<input> cases_of(json const& contents, std::string const& file
 }
 
 /// The `id` of a case, or else its number in the file.
-inline json id_of(input const& one, int number) { return one.has("id") ? one["id"].value() : json(number); }
-
-/// `1 rank`, `2 ranks`.
-inline std::string counted(int count, std::string const& what) {
-    return std::to_string(count) + " " + what + (count == 1 ? "" : "s");
+inline json id_of(input const& one, int number) {
+    if (!one.has("id")) return number;
+    if (one["id"].value().is_structured()) one["id"].refuse("must be a number or a string.");
+    return one["id"].value();
 }
 
 } // namespace command

@@ -61,7 +61,9 @@ void read_ranks(input const& one, partition_problem& problem) {
     int const stages = one["stages"].count(1);
     if (problem.order == stage_order::loop) problem.stages_per_rank = std::max(stages / problem.ranks, 1);
     if (problem.stages() != stages)
-        one["stages"].refuse("does not go with " + std::to_string(problem.ranks) + " ranks in this family.");
+        one["stages"].refuse(
+            !one.has("ranks") ? "must be even in this family."
+                              : "does not go with " + counted(problem.ranks, "rank") + " in this family.");
 }
 
 /// One case as a problem. Throws input_error naming the value at fault.

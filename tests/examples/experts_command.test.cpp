@@ -70,9 +70,11 @@ TEST_CASE("copipe experts says in one line what is wrong with a file, and where"
     CHECK(experts.refusal(with("[[1, 2, \"x\"]]", 3, 1)) == "weight[0][2]: must be a number, not \"x\".");
     CHECK(experts.refusal(with("[[1, 2, 3], [1, 2]]", 3, 1)) == "weight[1]: has 2 elements where 3 belong.");
     CHECK(experts.refusal(with("[[1, 2, -3]]", 3, 1)) ==
-          "weight[0]: The load of expert 2 must be a finite number of at least 0.");
+          "weight[0]: The load of expert 2 must be a number from 0 to 1e30.");
     CHECK(experts.refusal(with("[[1, 2, 3]]", 4, 3)) ==
           "weight[0]: 4 replicas do not divide evenly over 3 GPUs; change one of the two numbers.");
+    CHECK(experts.refusal(with("[[1, 2, 1e39]]", 3, 1)) == // more than a float holds
+          "weight[0]: The load of expert 2 must be a number from 0 to 1e30.");
     CHECK(experts.refusal(with("[]", 3, 1)) == "weight: must have at least one layer.");
     CHECK(experts.refusal(with("[[1, 2, 3]]", 0, 1)) ==
           "num_replicas: must be a whole number from 1 to 1000000, not 0.");

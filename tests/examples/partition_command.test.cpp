@@ -130,6 +130,30 @@ TEST_CASE("copipe partition says in one line what is wrong with a file, and wher
           head + ": `weights` or bytes make sums beyond 64 bits; use a coarser unit.");
     CHECK(refusal(R"({"family": "uniform", "stages": 1, "weights": [1], "allow_empty": 1})") ==
           head + ": allow_empty: must be true or false, not 1.");
+    CHECK(refusal(R"({"family": "uniform", "stages": 1, "weights": [1e400]})") ==
+          head + ": the number '1e400' is too large.");
+    CHECK(refusal(R"({"family": "dualpipev", "stages": 3, "weights": [1, 2, 3]})") ==
+          head + ": stages: must be even in this family.");
+    CHECK(refusal(R"({"family": "uniform", "stages": 1, "weights": [1], "id": [1]})") ==
+          head + ": id: must be a number or a string.");
+    std::string const deep = std::string(300'000, '[') + std::string(300'000, ']');
+    CHECK(refusal("{\"family\": " + deep + "}") == head + ": family: must be a string, not array.");
+}
+
+TEST_CASE("copipe partition refuses what is too large to be solved") {
+    partition_run const partition;
+    auto const refusal = [&](std::string const& family, int ranks, int stages, int layers) {
+        std::string weights;
+        for (int i = 0; i < layers; ++i) weights += i == 0 ? "1" : ",1";
+        return partition.refusal("{\"family\": \"" + family + "\", \"ranks\": " + std::to_string(ranks) +
+                                 ", \"stages\": " + std::to_string(stages) + ", \"weights\": [" + weights + "]}");
+    };
+    std::string const stages =
+        "cases.json: `ranks` may have 4096 stages in all where they are dealt out in loops, or in the best order.";
+    CHECK(refusal("interleaved", 2, 200'000, 200'000) == stages);
+    CHECK(refusal("hetero_perm", 50'000, 50'000, 50'000) == stages);
+    CHECK(refusal("dualpipe", 2, 2, 60'000) ==
+          "cases.json: `weights` may have 10000 layers where stages are mirrored.");
 }
 
 TEST_CASE("copipe partition refuses a file that is not there, and nothing to do") {

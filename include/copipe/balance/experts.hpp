@@ -7,7 +7,6 @@
 #include "copipe/error.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 #include <span>
 #include <string>
@@ -63,8 +62,8 @@ template <class = void> void require_placeable(std::span<double const> loads, ex
     require(shape.replicas >= experts, std::to_string(shape.replicas) + " replicas are too few for " +
                                            std::to_string(experts) + " experts; each expert needs one.");
     for (double const& load : loads)
-        require(std::isfinite(load) && load >= 0, "The load of expert " + std::to_string(&load - loads.data()) +
-                                                      " must be a finite number of at least 0.");
+        require(load >= 0 && load <= 1e30,
+                "The load of expert " + std::to_string(&load - loads.data()) + " must be a number from 0 to 1e30.");
 }
 
 /// Balanced packing: the heaviest item first, each into the lightest pack that still has room, ties to the lowest

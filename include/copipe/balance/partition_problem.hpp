@@ -120,7 +120,10 @@ template <class = void> void require_solvable(partition_problem const& p) {
     int const layers = p.layers();
     require(p.ranks >= 1 && p.stages_per_rank >= 1, "ranks", "must be at least 1.");
     require(p.order != bidirectional || p.ranks % 2 == 0, "ranks", "must be even where stages are bidirectional.");
-    require(layers >= 1, "weights", "must have at least one layer.");
+    require(layers >= 1, p.costs.empty() ? "weights" : "costs", "must have at least one layer.");
+    require(!p.mirrored() || layers <= 10'000, "weights", "may have 10000 layers where stages are mirrored.");
+    require((p.order != loop && p.order != best) || p.stages() <= 4096, "ranks",
+            "may have 4096 stages in all where they are dealt out in loops, or in the best order.");
     require(p.costs.empty() || (one_each && p.costs.count() == p.ranks), "costs", "must have a row per rank.");
     require(!p.allow_empty || in_order || p.order == best, "allow_empty", misplaced);
     require(!p.lock_step || p.order == bidirectional, "lock_step", misplaced);
