@@ -13,6 +13,7 @@
 #include "copipe/train/profile.hpp"
 #include "copipe/train/trainer.hpp"
 #include "says.hpp"
+#include "train/compiled.hpp"
 
 #include <algorithm>
 #include <array>

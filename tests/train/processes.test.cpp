@@ -4,6 +4,7 @@
 #include "pipeline/toy.hpp"
 #include "says.hpp"
 #include "temporary_folder.hpp"
+#include "train/compiled.hpp"
 #include "transport/processes.hpp"
 
 #include "copipe/schedule/dualpipe.hpp"

@@ -9,6 +9,7 @@
 #include "pipeline/toy.hpp"
 #include "says.hpp"
 #include "temporary_folder.hpp"
+#include "train/compiled.hpp"
 
 #include <cmath>
 #include <fstream>
