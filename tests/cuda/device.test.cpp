@@ -9,7 +9,6 @@
 
 #include <array>
 #include <cstddef>
-#include <cstdlib>
 #include <string>
 #include <thread>
 #include <vector>
@@ -390,18 +389,6 @@ TEST_CASE("when the GPU is lost, everyone who waits for it is woken") {
     };
     run(exec, body());
     CHECK(failed == 3);
-}
-
-TEST_CASE("ranges for a profiler name rank, stage, what is done and micro-batch, and cost nothing without one") {
-    CHECK(text_of({.rank = 1, .stage = 2, .micro_batch = 7, .what = "forward"}) == "rank 1, stage 2, forward 7");
-    fake::machine const gpus{drive::by_test};
-    cuda_device dev{polled};
-    auto const quiet = dev.range({.rank = 1, .stage = 2, .micro_batch = 7, .what = "forward"});
-    ::setenv("NVTX_INJECTION64_PATH", "no such library", 1);
-    cuda_device profiled{polled};
-    auto range = range_on(profiled, {.rank = 1, .stage = 2, .micro_batch = 7, .what = "forward"});
-    cuda_range const moved{std::move(range)};
-    ::unsetenv("NVTX_INJECTION64_PATH");
 }
 
 TEST_CASE("the fake tells a deadlock with its cycle, and that a machine without work is not stuck") {
