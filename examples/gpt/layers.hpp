@@ -179,14 +179,14 @@ public:
 
     basic_head(int vocabulary, int width)
         : norm_("norm", width),
-          token_{.name = "token", .sizes = {vocabulary, width}, .first = copipe::normal(0.02), .tie = token_tie} {}
+          token_{{.name = "token", .sizes = {vocabulary, width}, .first = copipe::normal(0.02), .tie = token_tie}} {}
 
     auto parameters() -> std::array<parameter*, 3> { return {&norm_.gain, &norm_.bias, &token_}; }
 
     auto forward(context& c, tensor x, saved& s) const -> tensor {
         s.logits = c.make({x.size(0), x.size(1), token_.sizes[0]});
         s.y = norm_.forward(c, std::move(x), s.normed);
-        launch<linear_forward>(c, shape(s.y), s.y, token_.value, nullptr, s.logits);
+        launch<linear_forward>(c, shape(s.y), s.y, token_, nullptr, s.logits);
         if (!c.target) return std::exchange(s.logits, {});
         s.target = c.target;
         s.log_sum_exp = c.make({rows(s.y)});
@@ -198,7 +198,7 @@ public:
         tensor const& dlogits = s.logits;
         launch<mean_cross_entropy_backward>(c, entropy(s.y, c.scale), s.logits, s.target, s.log_sum_exp, dlogits);
         tensor dy = c.make(s.y.sizes());
-        launch<linear_backward_input>(c, shape(s.y), dlogits, token_.value, dy);
+        launch<linear_backward_input>(c, shape(s.y), dlogits, token_, dy);
         return norm_.backward_input(c, std::move(dy), s.normed);
     }
     void backward_weight(context& c, saved& s) const {
@@ -214,7 +214,7 @@ private:
         return {rows(y), static_cast<int>(token_.sizes[0]), scale};
     }
     norm norm_;
-    parameter token_;
+    factor token_;
 };
 
 using embedding = basic_embedding<copipe::host_device>;

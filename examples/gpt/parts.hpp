@@ -7,6 +7,7 @@
 #include "gpt/kernels.hpp"
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <utility>
 
@@ -25,6 +26,14 @@ struct address {
     }
 };
 [[nodiscard]] inline auto argument(tensor const& t) noexcept -> address { return {t.data<void>()}; }
+
+/// A parameter that products multiply by, and a copy of it as a device's products may want it, made when first needed
+/// in a run of the pipeline.
+struct factor : parameter {
+    mutable tensor copy{};
+    mutable std::uint64_t copied_in = 0; ///< the run
+};
+[[nodiscard]] inline auto argument(factor const& f) noexcept -> address { return argument(f.value); }
 template <class T>
 [[nodiscard]] auto argument(T const& value) noexcept -> T {
     return value;
@@ -65,24 +74,24 @@ struct linear {
     struct saved {
         tensor x, dy;
     };
-    parameter weight;
+    factor weight;
     parameter bias;
 
     linear(std::string const& name, int in, int out, double deviation)
-        : weight{.name = name + ".weight", .sizes = {out, in}, .first = copipe::normal(deviation)},
+        : weight{{.name = name + ".weight", .sizes = {out, in}, .first = copipe::normal(deviation)}},
           bias{.name = name + ".bias", .sizes = {out}, .first = copipe::constant(0)} {}
 
     template <class Device>
     auto forward(copipe::context<Device>& c, tensor x, saved& s) const -> tensor {
         tensor y = c.make({x.size(0), x.size(1), weight.sizes[0]});
-        launch<linear_forward>(c, shape(x), x, weight.value, bias.value, y);
+        launch<linear_forward>(c, shape(x), x, weight, bias.value, y);
         s.x = std::move(x);
         return y;
     }
     template <class Device>
     auto backward_input(copipe::context<Device>& c, tensor dy, saved& s) const -> tensor {
         tensor dx = c.make(s.x.sizes());
-        launch<linear_backward_input>(c, shape(dy), dy, weight.value, dx);
+        launch<linear_backward_input>(c, shape(dy), dy, weight, dx);
         s.dy = std::move(dy);
         return dx;
     }

@@ -101,6 +101,7 @@ struct world {
 
     std::uint64_t calls = 0;
     std::map<std::string, std::uint64_t> calls_of{};
+    std::map<std::string, std::uint64_t> launches_of{};
     std::uint64_t host_waits = 0;
     std::uint64_t failing_call = 0;
     std::uint64_t failing_kernel = 0;
@@ -368,6 +369,11 @@ auto machine::calls(std::string const& function) const -> std::uint64_t {
     auto const found = here->calls_of.find(function);
     return found == here->calls_of.end() ? 0 : found->second;
 }
+auto machine::launches(std::string const& kernel) const -> std::uint64_t {
+    std::scoped_lock const lock{here->mutex};
+    auto const found = here->launches_of.find(kernel);
+    return found == here->launches_of.end() ? 0 : found->second;
+}
 auto machine::host_waits() const -> std::uint64_t {
     std::scoped_lock const lock{here->mutex};
     return here->host_waits;
@@ -389,6 +395,7 @@ auto machine::leaks() const -> std::string {
 void launch(cudaStream_t stream, std::string const& what, double seconds, std::function<void()> effect) {
     static_cast<void>(call("kernel", [&](std::unique_lock<std::mutex>& lock) {
         if (stream->device != current_device) return here->refuse(cudaErrorInvalidResourceHandle);
+        ++here->launches_of[what];
         auto const run = [effect = std::move(effect)] {
             if (here->failing_kernel != 0 && --here->failing_kernel == 0)
                 here->lose(cudaErrorIllegalAddress);

@@ -56,6 +56,8 @@ public:
     [[nodiscard]] auto calls() const -> std::uint64_t;
     /// The same, of one function.
     [[nodiscard]] auto calls(std::string const& function) const -> std::uint64_t;
+    /// How often a `.cu` file has launched a kernel of that name.
+    [[nodiscard]] auto launches(std::string const& kernel) const -> std::uint64_t;
     /// How often a call made the host wait: synchronizations, copies to ordinary memory, full launch queues.
     [[nodiscard]] auto host_waits() const -> std::uint64_t;
     /// What has been made and not been destroyed; empty if nothing.

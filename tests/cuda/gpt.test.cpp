@@ -4,15 +4,24 @@
 #include "cuda/fake_cublas.hpp"
 #include "examples/reference.hpp"
 #include "says.hpp"
+#include "temporary_folder.hpp"
 
+#include "copipe/schedule/dualpipe_v.hpp"
+#include "copipe/train/cuda_update.hpp"
+#include "copipe/train/profile.hpp"
+#include "copipe/train/trainer.hpp"
 #include "gpt/cuda/layers.hpp"
+#include "gpt/model.hpp"
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <random>
+#include <string>
+#include <utility>
 #include <vector>
 
 using namespace copipe;
@@ -169,4 +178,84 @@ TEST_CASE("a product in bf16 without memory for its rounded factors is refused i
     gpt::gpu const small{on.stream.handle(), gpt::precision::bf16, x.data<void>(), x.bytes()};
     CHECK_THROWS_WITH(gpt::on_gpu::linear_forward(small, {8, 8, 8}, x.data(), x.data(), nullptr, x.data()),
                       says("needs 512 bytes of working memory and got 256"));
+}
+
+namespace {
+
+constexpr gpt::config small{.blocks = 2, .width = 16, .heads = 2, .context = 4, .vocabulary = 32};
+constexpr int weights = 4 * small.blocks + 1; // that products multiply by; those of the embedding are looked up
+
+struct letters {
+    [[nodiscard]] static auto size() -> std::uint64_t { return 100; }
+    static void load(std::uint64_t index, host_array& input, host_array& target) {
+        auto* const now = input.resize<std::int32_t>({1, small.context}, dtype::i32);
+        auto* const next = target.resize<std::int32_t>({1, small.context}, dtype::i32);
+        for (int i = 0; i < small.context; ++i) {
+            now[i] = (static_cast<int>(index) + i) % small.vocabulary;
+            next[i] = (now[i] + 1) % small.vocabulary;
+        }
+    }
+};
+
+struct in_bf16 {
+    fake::machine gpus{fake::drive::by_thread};
+    in_bf16() { gpt::gpu_precision() = gpt::precision::bf16; }
+    in_bf16(in_bf16 const&) = delete;
+    auto operator=(in_bf16 const&) -> in_bf16& = delete;
+    ~in_bf16() { gpt::gpu_precision() = gpt::precision::f32; }
+};
+
+using gpt_trainer = trainer<dualpipe_v, cuda_device>;
+
+} // namespace
+
+TEST_CASE("in bf16 a step rounds each weight once, however many micro-batches and products it is in") {
+    in_bf16 const on;
+    auto const rounds = [&](int micro_batches) {
+        gpt_trainer trained{gpt::make_model<cuda_device>(small), {.ranks = 2, .micro_batches = micro_batches}};
+        trained.step(letters{});
+        auto const before = on.gpus.launches("round_to_bf16");
+        trained.step(letters{});
+        auto const trains = on.gpus.launches("round_to_bf16") - before;
+        trained.evaluate(letters{});
+        auto const evaluates = on.gpus.launches("round_to_bf16") - before - trains;
+        return std::pair{static_cast<int>(trains), static_cast<int>(evaluates)};
+    };
+    auto const [six, six_forward] = rounds(6);
+    auto const [eight, eight_forward] = rounds(8);
+    CHECK(4 * six - 3 * eight == weights); // the rest is a micro-batch's own
+    CHECK(4 * six_forward - 3 * eight_forward == weights);
+}
+
+TEST_CASE("in bf16 a step multiplies by the weights as the one before has left them") {
+    in_bf16 const on;
+    temporary_folder const folder;
+    std::string const file = folder / "checkpoint.safetensors";
+    auto const model = gpt::make_model<cuda_device>(small);
+    trainer_options<cuda_device> const training{.ranks = 2, .micro_batches = 6};
+    auto const made = [&] { return std::make_unique<gpt_trainer>(model, training); };
+    auto const trained = made(), used = made(), fresh = made();
+    for (int i = 0; i < 3; ++i) trained->step(letters{});
+    used->step(letters{});
+    trained->save(file);
+    used->load(file);
+    fresh->load(file);
+    for (int i = 0; i < 2; ++i) {
+        double const loss = fresh->evaluate(letters{});
+        CHECK(trained->evaluate(letters{}) == loss);
+        CHECK(used->evaluate(letters{}) == loss);
+        for (auto const* each : {&trained, &used, &fresh}) (*each)->step(letters{});
+    }
+}
+
+TEST_CASE("in bf16 the profile of a layer counts the copies of its weights, two bytes for each number") {
+    in_bf16 const on;
+    auto const model = gpt::make_model<cuda_device>(small);
+    auto const profile = profile_layers(model, letters{}, 1);
+    std::size_t const block = 12 * small.width * small.width, head = small.width * small.vocabulary;
+    CHECK(profile[0].derived_bytes == 0);
+    CHECK(profile[1].derived_bytes == 2 * block);
+    CHECK(profile[3].derived_bytes == 2 * head);
+    gpt::gpu_precision() = gpt::precision::f32;
+    CHECK(profile_layers(model, letters{}, 1)[1].derived_bytes == 0);
 }

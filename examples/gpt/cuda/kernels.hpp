@@ -15,7 +15,8 @@
 namespace gpt {
 
 /// What matrix products compute with: 32-bit floats, or factors rounded to bf16 and summed in 32 bits. Arrays hold
-/// 32-bit floats either way, the parameters among them; the rounded copies live as long as the product.
+/// 32-bit floats either way, the parameters among them. A rounded copy lives as long as the product, a weight's until
+/// the weight changes.
 enum class precision : bool { f32, bf16 };
 
 /// Where to enqueue, and memory to work with while the call's kernels run: for cuBLASLt, and in bf16 `bytes_in_bf16` of
@@ -25,6 +26,7 @@ struct gpu {
     precision products;
     void* workspace;
     std::size_t workspace_bytes;
+    std::uint16_t const* weight = nullptr; ///< a linear map's, rounded already; if it is
 };
 
 } // namespace gpt

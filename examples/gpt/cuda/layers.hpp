@@ -7,6 +7,7 @@
 #include "gpt/layers.hpp"
 
 #include <cstddef>
+#include <cstdint>
 
 namespace gpt {
 
@@ -68,16 +69,41 @@ struct kernels_of<copipe::cuda_device> {
     template <auto Kernel, class Shape, class... Arguments>
     static void launch(copipe::context<copipe::cuda_device>& c, Shape shape, Arguments const&... arguments) {
         tensor workspace;
+        std::uint16_t const* weight = nullptr;
         if constexpr (twin<Kernel>.multiplies) {
             bool const rounds = gpu_precision() == precision::bf16;
             workspace = c.make({workspace_floats + (rounds ? bytes_in_bf16(shape) / 4 : 0)});
+            if (rounds) ((weight = weight ? weight : rounded(c, arguments)), ...);
         }
         c.stream.launch(twin<Kernel>.name, [&](cudaStream_t stream) {
-            gpu const on{stream, gpu_precision(), workspace.data<void>(), workspace.bytes()};
+            gpu const on{stream, gpu_precision(), workspace.data<void>(), workspace.bytes(), weight};
             twin<Kernel>.function(on, shape, argument(arguments)...);
         });
     }
     [[nodiscard]] static auto scratch(attention_shape s) -> copipe::extents { return {s.heads, s.time, s.time}; }
+
+private:
+    /// A weight in bf16, rounded once in a run; null if it is to be rounded for this product only.
+    [[nodiscard]] static auto rounded(copipe::context<copipe::cuda_device>& c, factor const& of)
+        -> std::uint16_t const* {
+        if (c.run == 0) return nullptr;
+        operand const x{.rows = static_cast<int>(of.sizes[1]),
+                        .columns = static_cast<int>(of.sizes[0]),
+                        .lead = static_cast<int>(of.sizes[1])};
+        if (c.run != of.copied_in) {
+            if (!of.copy) of.copy = c.make({bytes_in_bf16(x) / 4});
+            c.stream.launch("round_to_bf16", [&](cudaStream_t stream) {
+                on_gpu::round_to_bf16({stream, precision::bf16, nullptr, 0}, x, of.value.data(),
+                                      of.copy.data<std::uint16_t>());
+            });
+            of.copied_in = c.run;
+        }
+        return of.copy.data<std::uint16_t>();
+    }
+    template <class Other>
+    [[nodiscard]] static auto rounded(copipe::context<copipe::cuda_device>&, Other const&) -> std::uint16_t const* {
+        return nullptr;
+    }
 };
 
 static_assert(copipe::layer<basic_embedding<copipe::cuda_device>, copipe::cuda_device> &&

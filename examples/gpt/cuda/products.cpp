@@ -155,28 +155,29 @@ private:
     layout layout_a_{}, layout_b_{}, layout_d_{};
 };
 
-/// In bf16 the factors are rounded first, into the beginning of the working memory.
-void multiply(gpu const& on, product const& p, float const* a, float const* b, float* d, float const* bias = nullptr) {
+/// In bf16 the factors are rounded first, into the beginning of the working memory; but for `a` if it is already.
+void multiply(gpu const& on, product const& p, float const* a, float const* b, float* d, float const* bias = nullptr,
+              std::uint16_t const* rounded_a = nullptr) {
     if (on.products == precision::f32) return call{on, p, a, b, bias, d}.enqueue();
     auto const needed = static_cast<std::size_t>(bytes_in_bf16(p));
     if (needed > on.workspace_bytes)
         throw cublas_error("a product in bf16 needs " + std::to_string(needed) + " bytes of working memory and got " +
                            std::to_string(on.workspace_bytes));
-    auto* const memory = static_cast<std::byte*>(on.workspace);
-    std::byte* const rounded_b = memory + bytes_in_bf16(operand_a(p));
-    round_to_bf16(on, operand_a(p), a, reinterpret_cast<std::uint16_t*>(memory));
-    round_to_bf16(on, operand_b(p), b, reinterpret_cast<std::uint16_t*>(rounded_b));
-    gpu const rest{on.stream, on.products, memory + needed, on.workspace_bytes - needed};
-    call{rest, in_bf16(p), memory, rounded_b, bias, d}.enqueue();
+    auto* const memory = static_cast<std::uint16_t*>(on.workspace);
+    std::uint16_t* const rounded_b = memory + bytes_in_bf16(operand_a(p)) / 2;
+    if (!rounded_a) round_to_bf16(on, operand_a(p), a, memory);
+    round_to_bf16(on, operand_b(p), b, rounded_b);
+    gpu const rest{on.stream, on.products, memory + needed / 2, on.workspace_bytes - needed};
+    call{rest, in_bf16(p), rounded_a ? rounded_a : memory, rounded_b, bias, d}.enqueue();
 }
 
 } // namespace
 
 void linear_forward(gpu const& on, linear_shape s, float const* x, float const* weight, float const* bias, float* y) {
-    multiply(on, product_of_linear(s), weight, x, y, bias);
+    multiply(on, product_of_linear(s), weight, x, y, bias, on.weight);
 }
 void linear_backward_input(gpu const& on, linear_shape s, float const* dy, float const* weight, float* dx) {
-    multiply(on, product_of_linear_input(s), weight, dy, dx);
+    multiply(on, product_of_linear_input(s), weight, dy, dx, nullptr, on.weight);
 }
 void linear_backward_weight(gpu const& on, linear_shape s, float const* x, float const* dy, float* dweight,
                             float* dbias) {

@@ -38,6 +38,7 @@ struct context {
     tensor target{};                 ///< in the last stage's forward only: what the dataset gave as target
     float scale = 1;                 ///< last stage only: this micro-batch's share of the step's loss
     int rank = 0;                    ///< whose pipeline this is
+    std::uint64_t run = 0;           ///< counts steps and evaluations: no parameter changes within one; 0: unknown
     int layer = -1;                  ///< number of the layer at work, in the model
     std::vector<typename Device::event>* marks = nullptr; ///< the engine's: where to note when each layer ended
 

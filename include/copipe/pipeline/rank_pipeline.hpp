@@ -207,6 +207,7 @@ private:
     void begin(batch const& from, bool training) {
         batch_ = &from;
         training_ = training;
+        ++runs_;
         retired_ = 0;
         issued_.reset();
         enqueued_.reset();
@@ -308,6 +309,7 @@ private:
                              .target = {},
                              .scale = static_cast<float>(weights_[micro_batch]),
                              .rank = rank_,
+                             .run = runs_,
                              .marks = times_layers_ ? &own.marks : nullptr};
         try {
             std::size_t const number = slot_number(c.micro_batch);
@@ -453,6 +455,7 @@ private:
     std::uint64_t retired_ = 0;   ///< ... and have ended on the device
     batch const* batch_ = nullptr;
     bool training_ = true;
+    std::uint64_t runs_ = 0;
     bool times_layers_ = false;
     std::vector<double> losses_;
     std::vector<double> weights_;

@@ -13,6 +13,7 @@ struct layer_profile {
     double backward_weight = 0;
     std::size_t saved_bytes = 0;      ///< kept from forward to backward
     std::size_t parameter_bytes = 0;  ///< values alone
+    std::size_t derived_bytes = 0;    ///< kept besides parameters from step to step: what the layer makes of them
     std::size_t checkpoint_bytes = 0; ///< kept in place of `saved_bytes` if the layer is recomputed
     std::size_t working_bytes = 0;    ///< at most, besides what is kept, while one of its passes is enqueued
 };

@@ -107,7 +107,7 @@ auto memory_problem(memory_limit const& limit, std::vector<program> const& progr
         auto const ticks_of = [](double seconds) { return std::llround(1e9 * seconds); };
         found.weights.push_back(ticks_of(each.forward + each.backward_input + each.backward_weight));
         found.forward.push_back(ticks_of(each.forward));
-        found.parameters.push_back(static_cast<ticks>(each.parameter_bytes * (2 + states)));
+        found.parameters.push_back(static_cast<ticks>(each.parameter_bytes * (2 + states) + each.derived_bytes));
         found.activations.push_back(static_cast<ticks>(each.saved_bytes));
         found.checkpoint.push_back(static_cast<ticks>(std::min(each.saved_bytes, each.checkpoint_bytes)));
         working = std::max(working, each.working_bytes);

@@ -52,7 +52,7 @@ template <device Device, dataset Data>
         };
     };
     auto const pass = [&](bool counts, std::size_t layer_profile::* saved) -> task<> {
-        context<Device> work{.stream = stream, .target = upload(target)};
+        context<Device> work{.stream = stream, .target = upload(target), .run = 1};
         tensor value = upload(input);
         for (std::size_t i = 0; i < found.size(); ++i) {
             std::size_t const before = dev.memory_in_use();
@@ -73,7 +73,9 @@ template <device Device, dataset Data>
         }
     };
     executor exec;
-    for (int i = 0; i <= repeats; ++i) run(exec, pass(i > 0, &layer_profile::saved_bytes));
+    run(exec, pass(false, &layer_profile::derived_bytes)); // the first time, what stays is among what is kept
+    for (int i = 0; i < repeats; ++i) run(exec, pass(true, &layer_profile::saved_bytes));
+    for (layer_profile& each : found) each.derived_bytes -= std::min(each.derived_bytes, each.saved_bytes);
     for (auto& each : all.layers()) each.recompute(true);
     run(exec, pass(false, &layer_profile::checkpoint_bytes));
     return found;
@@ -116,18 +118,19 @@ private:
 };
 static_assert(cost_model<stage_costs>);
 
-/// What a rank's device will hold at most, in bytes: parameters with gradient and `states` optimizer tensors each, and
-/// the activations of its chunks in flight, as the schedule has them.
+/// What a rank's device will hold at most, in bytes: parameters with gradient and `states` optimizer tensors each, what
+/// layers make of them, and the activations of its chunks in flight, as the schedule has them.
 template <class = void>
 [[nodiscard]] auto predicted_memory(std::vector<layer_profile> const& layers, partition const& cut,
                                            placement const& where, program const& own, int rank, std::size_t states)
     -> std::size_t {
-    std::size_t parameters = 0;
+    std::size_t parameters = 0, derived = 0;
     std::vector<std::size_t> saved(static_cast<std::size_t>(where.stages()));
     for (int stage : where.stages_of(rank)) {
         int const part = where.model_stage(stage);
         for (int layer = cut.first(part); layer < cut.last(part); ++layer) {
             parameters += layers.at(static_cast<std::size_t>(layer)).parameter_bytes;
+            derived += layers[static_cast<std::size_t>(layer)].derived_bytes;
             saved[static_cast<std::size_t>(stage)] += layers[static_cast<std::size_t>(layer)].saved_bytes;
         }
     }
@@ -139,7 +142,7 @@ template <class = void>
         for (chunk const& c : each.chunks())
             live -= c.what == op::backward || c.what == op::backward_weight ? saved[c.stage] : 0;
     }
-    return parameters * (2 + states) + peak;
+    return parameters * (2 + states) + derived + peak;
 }
 
 } // namespace copipe
