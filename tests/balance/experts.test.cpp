@@ -3,6 +3,7 @@
 
 #include "catch.hpp"
 
+#include <cmath>
 #include <random>
 
 using namespace copipe;

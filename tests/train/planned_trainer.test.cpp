@@ -9,6 +9,7 @@
 #include "pipeline/toy.hpp"
 #include "temporary_folder.hpp"
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <stdexcept>
@@ -39,7 +40,31 @@ auto brittle_network() -> model<host_device> {
     return layers;
 }
 
+/// Counts the micro-batches of its life in a parameter that has no gradient.
+struct counting : toy::dense {
+    parameter seen{.name = "seen", .sizes = {1}};
+    counting() = default;
+    auto parameters() { return std::array{&w, &seen}; }
+    auto forward(context<host_device>& c, tensor x, saved& s) -> tensor {
+        c.stream.launch([count = seen.value.data()] { *count += 1; });
+        return dense::forward(c, x, s);
+    }
+};
+
 } // namespace
+
+TEST_CASE("what a layer keeps from step to step in a parameter without a gradient moves with it") {
+    model<host_device> layers;
+    for (int i = 0; i < 4; ++i) layers.add(counting{});
+    layers.add(toy::distance{});
+    planned_trainer<> moving{plan_step(one_f_one_b{}, {2, 8}), layers, {.ranks = 2, .micro_batches = 8}};
+    for (auto const& bounds : {std::vector{0, 1, 5}, {0, 4, 5}, {0, 2, 5}}) {
+        moving.fit(toy::numbers{}, steps{3});
+        moving.repartition(partition::given(bounds, 5));
+    }
+    moving.fit(toy::numbers{}, steps{1});
+    for (int i = 0; i < 4; ++i) CHECK(moving.values("layers." + std::to_string(i) + ".seen") == std::vector{80.0F});
+}
 
 TEST_CASE("wherever a move of layers fails it has happened on no rank, and the next one leaves training as it was") {
     temporary_folder const folder;

@@ -73,8 +73,8 @@ concept now_or_later = std::same_as<R, T> || std::same_as<R, task<T>>;
 /// before `backward_weight`: it saves what the latter needs. The first layer of a model gets the dataset's input; the
 /// last one returns the loss of the micro-batch, one float, reads `c.target`, and starts the backward (its `dy` is
 /// empty) scaled by `c.scale`. `saved` is default-constructed, and reset after `backward_weight`, or after `forward` in
-/// evaluation. Copying a layer copies its declaration. A rank's layers are used by its thread only. Placement must not
-/// show in the numbers.
+/// evaluation. Copying a layer copies its declaration: what is to move with it and to be saved is a parameter. A rank's
+/// layers are used by its thread only. Placement must not show in the numbers.
 template <class L, class D>
 concept layer = device<D> && std::copy_constructible<L> && std::default_initializable<typename L::saved> &&
                 requires(L& l, context<D>& c, tensor x, typename L::saved& s) {
