@@ -265,8 +265,8 @@ void require_slow_ranks(options const& asked) {
         if (each.rank < 0 || each.rank >= asked.pipeline.ranks)
             throw usage_error("--slow names rank " + std::to_string(each.rank) + ", but there are ranks 0 to " +
                               std::to_string(asked.pipeline.ranks - 1));
-        if (each.factor < 1)
-            throw usage_error("--slow takes a factor of at least 1: no rank can be made faster");
+        if (each.factor < 1 || each.factor > 1000)
+            throw usage_error("--slow takes a factor from 1 to 1000: no rank can be made faster, nor wait for ever");
         if (each.step < 1 || each.step > asked.steps)
             throw usage_error("--slow names step " + std::to_string(each.step) + ", but there are steps 1 to " +
                               std::to_string(asked.steps));

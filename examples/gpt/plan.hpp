@@ -184,6 +184,8 @@ struct run_plan : workload {
 [[nodiscard]] inline auto partition_from(std::string const& layout, schedule const& of, int layers)
     -> std::optional<copipe::partition> {
     if (layout.empty()) return {};
+    if (auto const at = layout.find('m'); at != std::string::npos)
+        throw copipe::layout_error(layout, at, "a GPT has no layers for multi-token prediction; write E, t and L.");
     return copipe::static_partition{layout}.start(layers, of.where.model_stages());
 }
 
