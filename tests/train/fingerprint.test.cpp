@@ -71,6 +71,7 @@ TEST_CASE("fingerprints are kept in a file by the names of devices") {
     CHECK(*file.find("a GPU") == one);
     CHECK(file.find("another GPU"));
     CHECK_FALSE(file.find("GPU"));
+    CHECK_FALSE(fingerprint_file{"/dev/zero"}.find("a GPU")); // no line ends there
     CHECK_THROWS_WITH(fingerprint_file{folder / "missing/file"}.keep("a", one), says("missing/file"));
 }
 

@@ -32,11 +32,11 @@ struct brittle : toy::dense {
     brittle(brittle&&) = default;
 };
 
-/// Eight layers, of which the first and the last are tied, and the distance.
+/// Eight layers, of which the first and the last are tied and two recomputed, and the distance.
 auto brittle_network() -> model<host_device> {
     model<host_device> layers;
     for (int i = 0; i < 8; ++i) layers.add(brittle{i % 7 == 0 ? "ends" : ""});
-    layers.add(toy::distance{});
+    layers.add(toy::distance{}).recompute(2).recompute(6);
     return layers;
 }
 

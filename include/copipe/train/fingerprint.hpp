@@ -153,12 +153,12 @@ template <device Device>
     return found;
 }
 
-/// Calls `take(line)` for each line of a text file that has an end, if there is such a file.
+/// Calls `take(line)` for each line of a text file that has an end, if there is such a file; up to a line that is none.
 template <class Take>
 void each_line(char const* path, Take take) {
     std::FILE* const file = std::fopen(path, "r");
     std::string line;
-    for (int c = 0; file && (c = std::fgetc(file)) != EOF;) {
+    for (int c = 0; file && line.size() < 10'000 && (c = std::fgetc(file)) != EOF;) {
         if (c != '\n') {
             line += static_cast<char>(c);
             continue;
