@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cstdint>
 #include <string>
 #include <thread>
 #include <type_traits>
@@ -33,17 +34,24 @@ constexpr int size = 1024;
 /// A rank that takes long, so that the other has to keep what it sent it.
 int slow_rank = -1;
 
-/// y = 0.9 x + w; keeps eight times as much as its input.
+/// y = 0.9 x + w; keeps eight times as much as its input, and a large copy of its parameter.
 struct heavy {
     struct saved {
         tensor all, dy;
     };
     parameter w{.name = "w", .sizes = {size}, .first = normal(0.3)};
+    tensor copy{};
+    std::uint64_t copied_in = 0; ///< of the engine's runs
     auto parameters() { return std::array{&w}; }
     auto forward(context<host_device>& c, tensor x, saved& s) -> tensor {
+        if (c.run != copied_in) {
+            if (!copy) copy = c.make({4, size});
+            c.stream.copy(copy.data(), w.value.data(), 4 * size);
+            copied_in = c.run;
+        }
         s.all = c.make({8, size});
         tensor y = c.make({size});
-        c.stream.launch([in = x.data(), bias = w.value.data(), kept = s.all.data(), out = y.data(),
+        c.stream.launch([in = x.data(), bias = copy.data(), kept = s.all.data(), out = y.data(),
                          slow = c.rank == slow_rank] {
             if (slow) std::this_thread::sleep_for(std::chrono::microseconds{100});
             for (int i = 0; i < size; ++i) kept[i] = out[i] = 0.9F * in[i] + bias[i];
@@ -135,6 +143,7 @@ TEMPLATE_TEST_CASE("under a memory limit every rank stays within it by recomputi
                    gpipe, one_f_one_b, dualpipe, dualpipe_v, zb_h1, interleaved<2>, data_parallel<one_f_one_b>) {
     auto const profile = profile_layers(network(), numbers{});
     CHECK(profile[3].parameter_bytes == 4 * size);
+    CHECK(profile[3].derived_bytes == 4 * 4 * size); // the copy
     CHECK(profile[3].saved_bytes == 8 * 4 * size);  // its output takes the place of its input
     CHECK(profile[3].checkpoint_bytes == 4 * size); // its output; its input is the output of the layer before
     slow_rank = GENERATE(-1, 0, 1);
