@@ -33,7 +33,7 @@ library=$cuda/lib64
 
 has_header() { printf '#include <%s>\n' "$1" | "$CXX" -std=c++20 "${include[@]}" -E -x c++ - >/dev/null 2>&1; }
 include=(-Iinclude -Iexamples -Ibench -Itests -isystem "$cuda/include")
-for folder in "${BOOST_ROOT-}" "${BOOST_ROOT-}/include" boost boost/include ../boost ../boost/include \
+for folder in "${BOOST_ROOT-}" "${BOOST_ROOT-}/include" boost boost/include . ../boost ../boost/include .. \
     build/boost/usr/include; do
     if [[ -e $folder/boost/asio.hpp ]]; then
         include+=(-isystem "$folder")
