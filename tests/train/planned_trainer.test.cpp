@@ -8,6 +8,7 @@
 #include "copipe/schedule/one_f_one_b.hpp"
 #include "pipeline/toy.hpp"
 #include "temporary_folder.hpp"
+#include "train/compiled.hpp"
 
 #include <array>
 #include <atomic>

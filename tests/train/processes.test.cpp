@@ -48,7 +48,7 @@ auto place(int rank, std::uint16_t port) -> launch {
     return {.rank = rank, .size = 4, .local_rank = rank, .local_size = 4, .port = port};
 }
 
-/// All that a run of six steps, with a checkpoint saved and loaded on the way, comes to; exact.
+/// All that a run of six steps comes to, with a checkpoint saved and loaded and layers moved on the way; exact.
 template <class Trainer>
 auto story(Trainer& trainer, std::string const& file) -> std::string {
     toy::numbers const data{[](std::uint64_t index) { return static_cast<std::int64_t>(1 + index % 4); }};
@@ -68,6 +68,7 @@ auto story(Trainer& trainer, std::string const& file) -> std::string {
     steps(2);
     trainer.save(file);
     tell(trainer.evaluate(data, 2, 30));
+    trainer.repartition(partition::given({0, 1, 5, 8, 9}, 9));
     steps(2);
     trainer.load(file);
     steps(2);
@@ -78,7 +79,7 @@ auto story(Trainer& trainer, std::string const& file) -> std::string {
 
 } // namespace
 
-TEST_CASE("a pipeline of processes learns, evaluates, saves and loads what the pipeline of threads does, bit for bit") {
+TEST_CASE("a pipeline of processes learns, evaluates, moves, saves and loads what the pipeline of threads does, bit for bit") {
     temporary_folder const folder;
     auto const port = free_port();
     std::string const file = folder / "model.safetensors";
