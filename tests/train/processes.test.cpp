@@ -79,7 +79,7 @@ auto story(Trainer& trainer, std::string const& file) -> std::string {
 
 } // namespace
 
-TEST_CASE("a pipeline of processes learns, evaluates, moves, saves and loads what the pipeline of threads does, bit for bit") {
+TEST_CASE("a pipeline of processes learns, evaluates, moves, saves and loads bit for bit what one of threads does") {
     temporary_folder const folder;
     auto const port = free_port();
     std::string const file = folder / "model.safetensors";
