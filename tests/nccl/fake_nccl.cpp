@@ -279,7 +279,10 @@ namespace fake {
 nccl_library::nccl_library() { here = new library; }
 nccl_library::~nccl_library() {
     for (ncclComm_t each : here->open) delete each;
-    for (auto const& [id, all] : here->cliques) all->ends.clear();
+    for (auto const& [id, all] : here->cliques) {
+        for (auto const& [rank, each] : all->ends) each->order.clear(); // of what a lost GPU never came to
+        all->ends.clear();
+    }
     delete std::exchange(here, nullptr);
 }
 void nccl_library::fail_call(std::uint64_t number, ncclResult_t code) {
