@@ -91,6 +91,8 @@ struct world {
 
     double now = 0;
     std::function<double(std::size_t)> copy_seconds{};
+    std::function<double(std::string const&)> kernel_seconds{};
+    std::map<int, double> slowness{}; ///< of GPUs that have been slowed down
     std::vector<std::unique_ptr<CUstream_st>> streams{};
     std::set<cudaEvent_t> events{};
     std::set<cudaMemPool_t> pools{};
@@ -142,7 +144,8 @@ struct world {
             operation const& oldest = each->work.front();
             if (oldest.ready && !oldest.ready()) continue;
             each->running = true;
-            each->ends = now + oldest.seconds;
+            auto const slow = slowness.find(each->device);
+            each->ends = now + oldest.seconds * (slow == slowness.end() ? 1 : slow->second);
         }
     }
     auto end_all() -> bool {
@@ -343,6 +346,14 @@ void machine::copies_take(std::function<double(std::size_t)> seconds) {
     std::scoped_lock const lock{here->mutex};
     here->copy_seconds = std::move(seconds);
 }
+void machine::kernels_take(std::function<double(std::string const&)> seconds) {
+    std::scoped_lock const lock{here->mutex};
+    here->kernel_seconds = std::move(seconds);
+}
+void machine::slow_down(int gpu, double factor) {
+    std::scoped_lock const lock{here->mutex};
+    here->slowness[gpu] = factor;
+}
 void machine::fail_call(std::uint64_t number, cudaError_t code, bool sticky) {
     std::scoped_lock const lock{here->mutex};
     here->calls = 0;
@@ -456,6 +467,22 @@ auto cudaGetDevice(int* device) -> cudaError_t {
 }
 auto cudaDeviceGetStreamPriorityRange(int* least, int* greatest) -> cudaError_t {
     return call("cudaDeviceGetStreamPriorityRange", [&](auto&) { return *least = 0, *greatest = -5, cudaSuccess; });
+}
+auto cudaGetDeviceProperties(cudaDeviceProp* known, int device) -> cudaError_t {
+    return call("cudaGetDeviceProperties", [&](auto&) {
+        if (device < 0 || device >= here->gpus) return here->refuse(cudaErrorInvalidDevice);
+        *known = {};
+        std::strcpy(known->name, "a GPU that is a fake");
+        return cudaSuccess;
+    });
+}
+auto cudaMemGetInfo(std::size_t* unused, std::size_t* all) -> cudaError_t {
+    return call("cudaMemGetInfo", [&](auto&) {
+        *all = *unused = std::size_t{1} << 34U;
+        for (auto const& [data, what] : here->memory)
+            if (what.type == cudaMemoryTypeDevice && what.device == current_device) *unused -= what.bytes;
+        return cudaSuccess;
+    });
 }
 auto cudaDeviceCanAccessPeer(int* can, int device, int peer) -> cudaError_t {
     return call("cudaDeviceCanAccessPeer", [&](auto&) { return *can = device != peer, cudaSuccess; });
@@ -671,6 +698,9 @@ auto cudaLaunchKernel(void const* function, dim3 grid, dim3, void** arguments, s
     return call("cudaLaunchKernel", [&](auto& lock) {
         if (stream->device != current_device) return here->refuse(cudaErrorInvalidResourceHandle);
         std::string const& name = static_cast<CUkern_st const*>(function)->name;
-        return here->enqueue(lock, stream, {.what = name, .effect = fake::kernel(name, grid.x, arguments)});
+        return here->enqueue(lock, stream,
+                             {.what = name,
+                              .seconds = here->kernel_seconds ? here->kernel_seconds(name) : 0,
+                              .effect = fake::kernel(name, grid.x, arguments)});
     });
 }

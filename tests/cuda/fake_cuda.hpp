@@ -44,6 +44,10 @@ public:
     [[nodiscard]] auto stuck() const -> std::string;
     /// How long each copy of so many bytes takes; 0 seconds if never set.
     void copies_take(std::function<double(std::size_t bytes)> seconds);
+    /// The same of kernels that are launched by cudaLaunchKernel.
+    void kernels_take(std::function<double(std::string const& kernel)> seconds);
+    /// From now on everything on this GPU takes so many times as long.
+    void slow_down(int gpu, double factor);
 
     /// Call number `number` (from 1, since the last call of this function or the beginning) returns `code`; with
     /// `sticky` the GPU is lost then, and every later call returns it, too.

@@ -46,6 +46,17 @@ template <class T>
         auto const count = argument<unsigned>(arguments, 2);
         return [=] { *total = std::accumulate(partial, partial + count, 0.0); };
     }
+    if (name == "copipe_product") {
+        auto* const abc = argument<float*>(arguments, 0);
+        std::size_t const n = argument<std::uint32_t>(arguments, 1);
+        return [=] {
+            for (std::size_t i = 0; i < n * n; ++i) {
+                float sum = 0;
+                for (std::size_t k = 0; k < n; ++k) sum = std::fma(abc[i / n * n + k], abc[(n + k) * n + i % n], sum);
+                abc[2 * n * n + i] = sum;
+            }
+        };
+    }
     if (name == "copipe_adamw") {
         auto const a = argument<copipe::adamw_arguments>(arguments, 0);
         return [=] {

@@ -4,7 +4,9 @@
 #include "cuda/toy.hpp"
 #include "temporary_folder.hpp"
 
+#include "copipe/balance/balanced.hpp"
 #include "copipe/schedule/dualpipe_v.hpp"
+#include "copipe/schedule/one_f_one_b.hpp"
 #include "copipe/schedule/sequential.hpp"
 #include "copipe/train/cuda_update.hpp"
 #include "copipe/train/trainer.hpp"
@@ -88,6 +90,50 @@ TEST_CASE("AdamW and the norm of a gradient on a CUDA stream are those on the ho
     }
 }
 
+TEST_CASE("the job that probes a GPU computes what the host's does") {
+    fake::machine const gpus{drive::by_test};
+    cuda_device dev;
+    on_host host;
+    auto const product = [](auto& stream, int size) {
+        auto const factors = numbers(static_cast<std::size_t>(2 * size * size), 1);
+        tensor const abc{*stream.memory(), {3, size, size}};
+        stream.copy(abc.data(), factors.data(), factors.size() * 4);
+        probe_product(stream, abc.data(), size);
+        std::vector<float> all(3 * factors.size() / 2);
+        stream.copy(all.data(), abc.data(), all.size() * 4);
+        stream.synchronize();
+        return all;
+    };
+    for (int const size : {1, 7, 64}) {
+        auto const there = product(dev.open_stream("s"), size), here = product(host.stream, size);
+        for (std::size_t i = 0; i < here.size(); ++i) CHECK(there[i] == Approx(here[i]).margin(1e-5));
+    }
+}
+
+TEST_CASE("the fingerprint of a GPU is what its kernels and copies take, and kept by its name") {
+    fake::machine gpus{drive::by_test};
+    gpus.kernels_take([](std::string const& name) { return name == "copipe_product" ? 2e-6 : 0; });
+    gpus.copies_take([](std::size_t bytes) { return 1e-9 * static_cast<double>(bytes); });
+    temporary_folder const folder;
+    auto const known = [&] {
+        cuda_device dev;
+        cuda_stream& compute = dev.open_stream("compute");
+        std::size_t const before = dev.free_memory();
+        CHECK((tensor{*compute.memory(), {1000}}, dev.free_memory()) == before - 4000);
+        return known_fingerprint(folder / "devices", dev, compute, dev.open_link(1));
+    };
+    fingerprint const found = known();
+    CHECK_FALSE(found.read);
+    CHECK(found.small_product == Approx(2.0 * 64 * 64 * 64 / 2e-6));
+    CHECK(found.large_product == Approx(2.0 * 256 * 256 * 256 / 2e-6));
+    CHECK(found.memory == Approx(2e9));
+    CHECK(found.link == Approx(1e9));
+    CHECK(found.copy > 0);
+    CHECK(found.free_bytes > 0);
+    CHECK(known().read);
+    CHECK(gpus.leaks() == "");
+}
+
 TEST_CASE("a trainer on CUDA devices learns as one without a pipeline does, and goes on from its checkpoint") {
     fake::machine const gpus{drive::by_thread};
     {
@@ -106,4 +152,28 @@ TEST_CASE("a trainer on CUDA devices learns as one without a pipeline does, and 
         CHECK(piped.evaluate(data) == later.evaluate(data));
     }
     CHECK(gpus.leaks() == "");
+}
+
+TEST_CASE("layers leave a GPU that has become slow") {
+    fake::machine gpus{drive::by_thread, 2};
+    gpus.kernels_take([](std::string const& name) { return name == "copipe_product" ? 1e-4 : 0; });
+    // Six layers that cost the same, and a loss that costs nothing.
+    cuda_toy::wave const layer{.forward_seconds = 1e-3, .input_seconds = 1e-3, .weight_seconds = 1e-3};
+    auto const on_gpu = [](int rank) {
+        return std::make_unique<cuda_device>(cuda_options{.gpu = rank, .make_stream = {}});
+    };
+    trainer<one_f_one_b, cuda_device, balanced> with{cuda_toy::network(std::vector(6, layer)),
+                                                     {.ranks = 2,
+                                                      .micro_batches = 6,
+                                                      .layers = partition::given({0, 3, 7}, 7),
+                                                      .make_device = on_gpu},
+                                                     {},
+                                                     balanced{{.check_every = 20}}};
+    cuda_toy::numbers const data;
+    for (int i = 0; i < 25; ++i) REQUIRE_FALSE(with.step(data).moved);
+    gpus.slow_down(1, 3);
+    step_report last;
+    for (int i = 0; i < 300 && !last.moved; ++i) last = with.step(data);
+    REQUIRE(last.moved);
+    CHECK(with.layers() == partition::given({0, 5, 7}, 7));
 }

@@ -118,6 +118,20 @@ TEST_CASE("adding, AdamW and the norm of a gradient on a GPU are those on the ho
     }
 }
 
+TEST_CASE("the job that probes a GPU computes on it what the host's does") {
+    on<cuda_device> gpu;
+    on<host_device> host;
+    for (int const size : {1, 48, 257}) {
+        auto const run = [&](auto& device) {
+            auto const n = static_cast<std::size_t>(size);
+            tensor const abc = device.upload(random_floats(3 * n * n, 1), {3, size, size});
+            probe_product(device.stream, abc.data(), size);
+            return results{{device.download(abc)}};
+        };
+        CHECK(run(gpu).distance_to(run(host)) < 1e-5);
+    }
+}
+
 TEST_CASE("every layer of the GPT computes on a GPU what it does on the CPU, in 32 bits and, roughly, in bf16") {
     auto const how = GENERATE(gpt::precision::f32, gpt::precision::bf16);
     gpt::gpu_precision() = how;

@@ -59,6 +59,19 @@ public:
     [[nodiscard]] auto range(work_label const& label) const -> cuda_range {
         return profiled_ ? cuda_range{label} : cuda_range{};
     }
+    /// What kind of GPU it is. Throws cuda_error.
+    [[nodiscard]] auto name() const -> std::string {
+        cudaDeviceProp known{};
+        require_cuda(cudaGetDeviceProperties(&known, gpu()), "cudaGetDeviceProperties", {gpu(), "device"});
+        return known.name;
+    }
+    /// Bytes of the GPU's memory that nobody uses at the time. Throws cuda_error.
+    [[nodiscard]] auto free_memory() const -> std::size_t {
+        std::size_t unused = 0, all = 0;
+        require_cuda(cudaSetDevice(gpu()), "cudaSetDevice", {gpu(), "device"});
+        require_cuda(cudaMemGetInfo(&unused, &all), "cudaMemGetInfo", {gpu(), "device"});
+        return unused;
+    }
     /// Number of the GPU.
     [[nodiscard]] auto gpu() const noexcept -> int { return options_.gpu; }
     /// Who waits for events; a program that said `by_program` calls its `poll`.

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// AdamW and the norm of gradients on CUDA streams: what trainer needs beside the device. Include it before a trainer of
-// cuda_device is made.
+// AdamW, the norm of gradients and the job that probes a GPU, on CUDA streams: what a trainer needs beside the device.
+// Include it before a trainer of cuda_device is made.
 #pragma once
 
 #include "copipe/device/cuda.hpp"
 #include "copipe/train/adamw.hpp"
+#include "copipe/train/fingerprint.hpp"
 
 #include <algorithm>
 #include <cstddef>
@@ -183,6 +184,61 @@ static_assert(offsetof(adamw_arguments, count) == 32 && offsetof(adamw_arguments
                   offsetof(adamw_arguments, epsilon) == 72 && sizeof(adamw_arguments) == 80,
               "the kernel reads its parameters by their offsets");
 
+/// c = a b, square matrices of `size` rows, one after the other in `abc`; a thread for each element of c.
+inline constexpr cuda_kernel cuda_product{.name = "copipe_product", .ptx = R"(
+.visible .entry copipe_product(.param .u64 abc, .param .u32 size)
+{
+    .reg .pred %end;
+    .reg .b32 %block, %threads, %thread, %grid, %n, %all, %i, %step, %row, %column, %k;
+    .reg .b64 %a, %b, %c, %bytes, %left, %right, %to;
+    .reg .f32 %x, %y, %sum;
+    ld.param.u64 %a, [abc];
+    ld.param.u32 %n, [size];
+    cvta.to.global.u64 %a, %a;
+    mul.lo.u32 %all, %n, %n;
+    mul.wide.u32 %bytes, %all, 4;
+    add.u64 %b, %a, %bytes;
+    add.u64 %c, %b, %bytes;
+    mul.wide.u32 %bytes, %n, 4;
+    mov.u32 %block, %ctaid.x;
+    mov.u32 %threads, %ntid.x;
+    mov.u32 %thread, %tid.x;
+    mov.u32 %grid, %nctaid.x;
+    mad.lo.u32 %i, %block, %threads, %thread;
+    mul.lo.u32 %step, %grid, %threads;
+next:
+    setp.ge.u32 %end, %i, %all;
+    @%end bra done;
+    div.u32 %row, %i, %n;
+    rem.u32 %column, %i, %n;
+    mul.lo.u32 %row, %row, %n;
+    mul.wide.u32 %left, %row, 4;
+    add.u64 %left, %a, %left;
+    mul.wide.u32 %right, %column, 4;
+    add.u64 %right, %b, %right;
+    mov.f32 %sum, 0f00000000;
+    mov.u32 %k, 0;
+along:
+    setp.ge.u32 %end, %k, %n;
+    @%end bra summed;
+    ld.global.f32 %x, [%left];
+    ld.global.f32 %y, [%right];
+    fma.rn.f32 %sum, %x, %y, %sum;
+    add.u64 %left, %left, 4;
+    add.u64 %right, %right, %bytes;
+    add.u32 %k, %k, 1;
+    bra along;
+summed:
+    mul.wide.u32 %to, %i, 4;
+    add.u64 %to, %c, %to;
+    st.global.f32 [%to], %sum;
+    add.u32 %i, %i, %step;
+    bra next;
+done:
+    ret;
+}
+)"};
+
 inline void adamw_update(cuda_stream& stream, adamw_arguments const& with) {
     if (with.count != 0) stream.launch(cuda_adamw, cuda_kernel::blocks(with.count), with);
 }
@@ -197,6 +253,12 @@ inline void square_sum(cuda_stream& stream, parameter const& p, double* out) {
     stream.copy(out, sums + blocks, sizeof *out);
 }
 
-static_assert(optimizer<adamw, cuda_stream>);
+/// See probe_product for host streams. Plain arithmetic, no tensor cores: it tells how fast a GPU is beside others.
+inline void probe_product(cuda_stream& stream, float* abc, int size) {
+    auto const n = static_cast<std::uint32_t>(size);
+    stream.launch(cuda_product, cuda_kernel::blocks(std::size_t{n} * n), abc, n);
+}
+
+static_assert(optimizer<adamw, cuda_stream> && probed_stream<cuda_stream>);
 
 } // namespace copipe
