@@ -25,7 +25,7 @@ for program in "$build"/bench/bench_*; do
     OPENBLAS_NUM_THREADS=1 "$program" --benchmark_counters_tabular=true "$@"
 done
 if (($# == 0)); then
-    printf '\npipelines that fall out of balance, in virtual time, over an oracle (43 minutes of one core)\n'
+    printf '\npipelines that fall out of balance, in virtual time, over an oracle (some 40 minutes of one core)\n'
     "$build"/bench/balance
 fi
 printf '\ncompile time of a file that includes one header (processor time, g++ -O2, median of 5)\n'

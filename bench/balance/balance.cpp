@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // When devices and layers change while training: the engine in virtual time under four balancers. Prints one table:
 // the time of each run over that of an oracle that knows what is to come and moves layers for free.
-//   balance [all | 8 | 128 | types]     a core a scenario; 128 takes 39 minutes of processor time, the others 4
+//   balance [all | 8 | 128 | types]     a core a scenario; 128 takes 39 minutes of processor time
 #include "virtual_training.hpp"
 
 #include "copipe/balance/balanced.hpp"
