@@ -198,7 +198,9 @@ void add_options(CLI::App& app, options& to) {
     count(app, "--ranks-per-gpu", to.ranks_per_gpu, 0, 1024,
           "ranks that may share a GPU; 0: one, or with --device auto\nas many as must");
     count(app, "--meet-within", to.meet_within, 1, 86'400, "seconds that processes, one per rank, wait for each other");
-    app.add_flag("--compare", to.compare, "train a few steps under every policy instead, and print\na table");
+    app.add_flag("--compare", to.compare,
+                 "train under every policy, by turns, and print a table;\n"
+                 "8 steps of each unless --steps says otherwise");
 
     app.option_defaults()->group("Files");
     file(app, "--checkpoint", to.checkpoint,
@@ -299,6 +301,7 @@ auto parse(int count, char const* const* arguments) -> std::optional<options> {
     if (!found.balanced && app.count("--fingerprints") != 0)
         throw usage_error("--fingerprints needs --balance balanced");
     require_slow_ranks(found);
+    if (found.compare && app.count("--steps") == 0) found.steps = 8;
     return found;
 }
 

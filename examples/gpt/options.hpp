@@ -25,9 +25,9 @@ struct slow_rank {
 /// The command line of train_gpt; the defaults are what it runs without one.
 struct options {
     std::string policy = "dualpipe_v";
-    copipe::shape pipeline{.ranks = 2, .micro_batches = 16};
+    copipe::shape pipeline{.ranks = 2, .micro_batches = 32};
     config model{.blocks = 8, .width = 128, .heads = 4, .context = 128};
-    int micro_batch_size = 4;
+    int micro_batch_size = 2;
     std::uint64_t steps = 200;
     double learning_rate = 3e-3;
     std::uint64_t seed = 1;

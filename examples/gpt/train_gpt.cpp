@@ -88,12 +88,14 @@ struct job {
 };
 
 void compare(job const& of) {
-    std::uint64_t const steps = std::min<std::uint64_t>(of.asked.steps, 8);
+    std::uint64_t const steps = of.asked.steps;
     of.announce();
-    std::cout << "steps   " << steps << " under each policy\n" << std::endl;
-    std::cout << gpt::compare(of.asked.pipeline, of.model, gpt::measured(of.model, of.training),
-                              trainer_options(of.asked), of.training, steps)
-              << std::flush;
+    std::cout << "steps   " << steps << " under each policy, which take turns\n" << std::endl;
+    std::string const table = gpt::compare(of.asked.pipeline, of.model, gpt::measured(of.model, of.training),
+                                           trainer_options(of.asked), of.training, steps, [&](std::uint64_t done) {
+                                               std::cerr << "step " << done << '/' << steps << " under each policy\n";
+                                           });
+    std::cout << table << std::flush;
 }
 
 /// A run in the order in which bad input shows before anything is written or trained.
