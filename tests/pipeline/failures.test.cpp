@@ -309,6 +309,35 @@ TEST_CASE("a layer that waits for what never comes ends when another rank fails"
     }
 }
 
+TEST_CASE("a layer that waits for what never comes ends when the chunk that overlaps its own fails") {
+    struct waiting : toy::brittle {
+        using saved = toy::brittle::saved;
+        channel<int>* never;
+        std::int64_t waits_at;
+        waiting(int layer, std::shared_ptr<toy::failure const> told, channel<int>& channel, std::int64_t micro_batch)
+            : brittle(layer, std::move(told)), never(&channel), waits_at(micro_batch) {}
+        auto forward(copipe::context<host_device>& c, tensor x, saved& s) -> task<tensor> {
+            if (c.micro_batch == waits_at) static_cast<void>(co_await never->receive());
+            co_return toy::brittle::forward(c, x, s);
+        }
+    };
+    channel<int> never;
+    step_plan const plan = plan_step(dualpipe_v{}, {1, 4});
+    auto const& actions = plan.training[0].actions;
+    auto const pair = std::find_if(actions.begin(), actions.end(), [](action const& a) { return a.overlapped(); });
+    chunk const waits = pair->chunks()[0], fails = pair->chunks()[1];
+    auto const order = std::make_shared<toy::failure const>(toy::failure{.how = toy::failure::in::host,
+                                                                         .layer = fails.stage,
+                                                                         .function = op::backward_input,
+                                                                         .micro_batch = fails.micro_batch});
+    model<host_device> layers;
+    for (int i = 0; i < 2; ++i) layers.add(waiting{i, order, never, i == waits.stage ? waits.micro_batch : -1});
+    layers.add(toy::distance{});
+    toy::pipeline piped{dualpipe_v{}, {1, 4}, layers, {.cut = partition::given({0, 1, 3}, 3)}};
+    CHECK(complaint(piped, toy::numbers{}, {.order = *order, .rank = 0, .failed = fails}) == "");
+    piped.recover();
+}
+
 TEST_CASE("what is thrown need not be a std::exception") {
     struct odd : toy::dense {
         using toy::dense::dense;

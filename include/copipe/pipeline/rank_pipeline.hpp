@@ -272,9 +272,10 @@ private:
                 for (half& each : own.halves)
                     if (each.awaits) compute_->wait(each.from->moved.end);
                 if (own.what.overlapped()) {
-                    co_await alternate(compute(pieces[0], own.halves[0]), compute(pieces[1], own.halves[1]));
+                    co_await alternate(compute(pieces[0], own.halves[0], chunks),
+                                       compute(pieces[1], own.halves[1], chunks));
                 } else {
-                    co_await compute(pieces[0], own.halves[0]);
+                    co_await compute(pieces[0], own.halves[0], chunks);
                 }
                 for (std::size_t k = 0; k < pieces.size(); ++k) hand_over(pieces[k], own.halves[k], chunks);
                 enqueued_.advance();
@@ -300,8 +301,8 @@ private:
         }
     }
 
-    /// Enqueues a chunk's work.
-    auto compute(chunk c, half& own) -> task<> {
+    /// Enqueues a chunk's work. If it fails, all that the scope's others await ends, a partner's awaits too.
+    auto compute(chunk c, half& own, scope& chunks) -> task<> {
         auto const micro_batch = static_cast<std::size_t>(step_micro_batch(c));
         context<Device> work{.stream = *compute_,
                              .micro_batch = static_cast<std::int64_t>(micro_batch),
@@ -335,7 +336,12 @@ private:
             }
             own.end = compute_->record(reporter_.timed());
         } catch (...) {
-            fail(c, work.layer);
+            try {
+                fail(c, work.layer);
+            } catch (...) {
+                chunks.cancel(std::current_exception());
+                throw;
+            }
         }
     }
 
