@@ -49,7 +49,7 @@ public:
           outbox_(dev, endpoint_, reporter_),
           compute_(&dev.open_stream("compute")),
           links_(static_cast<std::size_t>(plan.where.ranks)),
-          flights_(std::max<std::size_t>(options.lookahead, 1)),
+          flights_(std::max<std::size_t>(std::min(options.lookahead, plan.training[own()].actions.size()), 1)),
           posted_(std::max(plan.training[own()].incoming.size(), plan.evaluation[own()].incoming.size())),
           slots_(std::max(slots_of(plan.training[own()]), slots_of(plan.evaluation[own()]))),
           losses_(static_cast<std::size_t>(plan.micro_batches)),

@@ -124,7 +124,8 @@ auto memory_problem(memory_limit const& limit, std::vector<program> const& progr
     for (int rank = 0; rank < map.ranks; ++rank) {
         // Besides what layers keep: inputs and gradients that have come early, and messages that have been read but
         // whose action the host has not retired yet; ...
-        std::size_t messages = 4 * lookahead + 2 * static_cast<std::size_t>(where.per_rank);
+        std::size_t const ahead = std::min(lookahead, programs[static_cast<std::size_t>(rank)].size());
+        std::size_t messages = 4 * ahead + 2 * static_cast<std::size_t>(where.per_rank);
         for (int const stage : where.stages_of(rank)) {
             auto const own = most(stage);
             bool const near = map.order == stage_order::loop || stage == where.stage_of(rank, 0);
