@@ -93,7 +93,7 @@ if ! build/tsan-probe 2>/dev/null && setarch "$(uname -m)" -R build/tsan-probe 2
 fi
 if "${runner[@]}" build/tsan-probe 2>/dev/null; then
     step "build tsan" build tsan "${concurrent[@]/#/test_}" &&
-        check tsan "test tsan" -L "^($(IFS='|'; echo "${concurrent[*]}"))\$" -E 'whichever (CUDA )?call' # on one thread
+        check tsan "test tsan" -L "^($(IFS='|'; echo "${concurrent[*]}"))\$"
 else
     skip "test tsan" "ThreadSanitizer does not start on this kernel"
 fi

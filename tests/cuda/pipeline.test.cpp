@@ -87,7 +87,8 @@ auto reference(int waves, int micro_batches) -> cuda_toy::outcome {
 
 } // namespace
 
-TEST_CASE("losses and gradients on CUDA devices are those of the step without a pipeline, on one GPU and on several") {
+TEST_CASE("losses and gradients on CUDA devices are those of the step without a pipeline, on one GPU and on several",
+          "[one_thread]") {
     for_all_schedules([](auto const& policy, shape size) {
         int const stages = policy.placed(size).model_stages();
         cuda_toy::outcome const expected = reference(stages, size.micro_batches);
@@ -110,7 +111,7 @@ TEST_CASE("losses and gradients on CUDA devices are those of the step without a 
     });
 }
 
-TEST_CASE("a step on CUDA devices takes exactly as long as predicted, for random times of kernels") {
+TEST_CASE("a step on CUDA devices takes exactly as long as predicted, for random times of kernels", "[one_thread]") {
     for_all_schedules([](auto const& policy, shape size) {
         int const stages = policy.placed(size).model_stages();
         for (unsigned seed = 1; seed <= 5; ++seed) {
@@ -128,7 +129,8 @@ TEST_CASE("a step on CUDA devices takes exactly as long as predicted, for random
     });
 }
 
-TEST_CASE("no CUDA call of a step makes the host wait, and a rank waits once per window and at the end") {
+TEST_CASE("no CUDA call of a step makes the host wait, and a rank waits once per window and at the end",
+          "[one_thread]") {
     for_all_schedules([](auto const& policy, shape size) {
         int const stages = policy.placed(size).model_stages();
         for (std::size_t const lookahead : {std::size_t{4}, std::size_t{8}, everything}) {
@@ -154,7 +156,8 @@ TEST_CASE("no CUDA call of a step makes the host wait, and a rank waits once per
     });
 }
 
-TEST_CASE("in run-ahead mode a step of ten times as many micro-batches makes the host wait no more often") {
+TEST_CASE("in run-ahead mode a step of ten times as many micro-batches makes the host wait no more often",
+          "[one_thread]") {
     auto const waits_of = [](auto const& policy, shape size) {
         int const stages = policy.placed(size).model_stages();
         fake::machine gpus{drive::by_test};
@@ -206,7 +209,8 @@ void fail_every_call(bool sticky, Run run) {
 
 } // namespace
 
-TEST_CASE("whichever CUDA call fails, once or for good, every rank's step ends with an error and nothing leaks") {
+TEST_CASE("whichever CUDA call fails, once or for good, every rank's step ends with an error and nothing leaks",
+          "[one_thread]") {
     bool const sticky = GENERATE(false, true);
     fail_every_call(sticky, [](fake::machine& gpus, std::uint64_t& ended) {
         cuda_toy::pipeline piped{gpus, dualpipe{}, {2, 4}, cuda_toy::network(std::vector<cuda_toy::wave>(2)),
@@ -216,7 +220,7 @@ TEST_CASE("whichever CUDA call fails, once or for good, every rank's step ends w
     });
 }
 
-TEST_CASE("after a CUDA call that failed once, the next step on the same devices is right") {
+TEST_CASE("after a CUDA call that failed once, the next step on the same devices is right", "[one_thread]") {
     cuda_toy::outcome const expected = reference(2, 6);
     std::size_t failures = 0;
     for (std::uint64_t number = 1; true; number += 2) {

@@ -95,7 +95,7 @@ void check_steps(Policy const& policy, shape size) {
 
 } // namespace
 
-TEST_CASE("steps over NCCL come to the numbers of the step without a pipeline, strict and relaxed") {
+TEST_CASE("steps over NCCL come to the numbers of the step without a pipeline, strict and relaxed", "[one_thread]") {
     check_steps(one_f_one_b{}, {2, 6});
     check_steps(one_f_one_b{}, {5, 8});
     check_steps(zb_h1{}, {4, 8});
@@ -107,7 +107,8 @@ TEST_CASE("steps over NCCL come to the numbers of the step without a pipeline, s
     check_steps(data_parallel<dualpipe>{3}, {6, 24});
 }
 
-TEST_CASE("in run-ahead mode a step over NCCL makes the host wait no more often with ten times the micro-batches") {
+TEST_CASE("in run-ahead mode a step over NCCL makes the host wait no more often with ten times the micro-batches",
+          "[one_thread]") {
     auto const waits_of = [](auto const& policy, int micro_batches, nccl_mode mode) {
         fake::machine gpus{drive::by_test, 2};
         fake::nccl_library nccl;
@@ -135,7 +136,7 @@ TEST_CASE("in strict mode, what two ranks send each other at one tick moves in o
     CHECK(nccl.fused() - before >= 2 * 3 * 4); // three edges, at both ends, in every second tick of the steady state
 }
 
-TEST_CASE("a step in relaxed mode takes as long as if messages needed no order") {
+TEST_CASE("a step in relaxed mode takes as long as if messages needed no order", "[one_thread]") {
     for (unsigned seed = 1; seed < 6; ++seed) {
         shape const size{4, 12};
         fake::machine gpus{drive::by_test, 4};
@@ -325,7 +326,8 @@ auto fail_each_call(Policy const& policy, shape size, nccl_mode mode) -> std::se
 
 } // namespace
 
-TEST_CASE("whichever call of NCCL fails, every rank ends with an error, nothing leaks, and the next step is right") {
+TEST_CASE("whichever call of NCCL fails, every rank ends with an error, nothing leaks, and the next step is right",
+          "[one_thread]") {
     nccl_mode const mode = GENERATE(nccl_mode::strict, nccl_mode::relaxed);
     std::set<std::string> every{"ncclCommDestroy", "ncclCommInitRankConfig", "ncclGetUniqueId", "ncclGetVersion",
                                 "ncclGroupEnd",    "ncclGroupStart",         "ncclRecv",        "ncclSend"};
@@ -334,7 +336,8 @@ TEST_CASE("whichever call of NCCL fails, every rank ends with an error, nothing 
     CHECK(fail_each_call(dualpipe{}, {2, 4}, mode) == every);
 }
 
-TEST_CASE("whichever CUDA call of a step over NCCL fails, every rank ends with an error and nothing leaks") {
+TEST_CASE("whichever CUDA call of a step over NCCL fails, every rank ends with an error and nothing leaks",
+          "[one_thread]") {
     bool const sticky = GENERATE(false, true);
     nccl_mode const mode = GENERATE(nccl_mode::strict, nccl_mode::relaxed);
     std::set<std::string> seen;

@@ -165,7 +165,8 @@ void check_bits(Policy const& policy, shape size) {
 
 } // namespace
 
-TEST_CASE("gradients that ranks share are summed by collectives, to the bits of every other transport") {
+TEST_CASE("gradients that ranks share are summed by collectives, to the bits of every other transport",
+          "[one_thread]") {
     check_bits(dualpipe{}, {2, 4});
     check_bits(dualpipe{}, {4, 8});
     check_bits(dualpipe{}, {6, 12});

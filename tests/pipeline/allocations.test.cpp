@@ -43,7 +43,7 @@ auto allocations_of_step(Policy const& policy, int micro_batches, toy::setup con
 
 } // namespace
 
-TEST_CASE("a step allocates as little with 64 micro-batches as with 8, on one thread") {
+TEST_CASE("a step allocates as little with 64 micro-batches as with 8, on one thread", "[one_thread]") {
     counter listener;
     for (auto const& [listens, layers] : {std::pair{false, timing::off}, {true, timing::off}, {true, timing::on}}) {
         toy::setup how{.threads = rank_threads::calling_thread, .execution = host_execution::inline_};

@@ -129,7 +129,8 @@ void plays(Policy const& policy, shape size) {
 
 } // namespace
 
-TEST_CASE("ranks that exchange in the planned order come to their end at any speed, under every kind of schedule") {
+TEST_CASE("ranks that exchange in the planned order come to their end at any speed, under every kind of schedule",
+          "[one_thread]") {
     for (int ranks : {2, 3, 4, 8}) {
         plays(gpipe{}, {ranks, 5});
         plays(one_f_one_b{}, {ranks, 2 * ranks + 1});

@@ -154,7 +154,8 @@ void agree_on_random_costs(Policy policy, std::vector<copipe::shape> const& shap
 
 } // namespace
 
-TEST_CASE("the engine in virtual time takes what the evaluator predicts, under every policy, for random costs") {
+TEST_CASE("the engine in virtual time takes what the evaluator predicts, under every policy, for random costs",
+          "[one_thread]") {
     int const many = cases(1000);
     std::vector<copipe::shape> const any{{1, 3}, {2, 1}, {3, 5}, {4, 8}, {7, 3}};
     std::vector<copipe::shape> const even{{2, 4}, {4, 8}, {4, 12}, {3, 6}};
