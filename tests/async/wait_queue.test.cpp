@@ -86,6 +86,18 @@ TEST_CASE("waiting for what has been reached goes on at once, without the execut
     CHECK(exec.resumed() == 0);
 }
 
+TEST_CASE("a wait that is named first sees what happens before it is awaited") {
+    executor exec;
+    one_shot_event event;
+    auto const body = [&]() -> task<> {
+        auto wait = event.wait();
+        event.set();
+        co_await wait;
+    };
+    run(exec, body());
+    CHECK(exec.resumed() == 0);
+}
+
 TEST_CASE("stopping ends every wait with cancelled, and the counter still serves later ones") {
     executor exec;
     progress_counter counter;

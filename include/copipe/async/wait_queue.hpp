@@ -40,13 +40,14 @@ public:
     /// One wait, until `wake(value)` with value >= `wanted`. Lives in the frame of the coroutine that waits.
     class [[nodiscard]] awaiter : waiter {
     public:
-        awaiter(wait_queue& queue, std::uint64_t wanted, bool ready) noexcept
-            : queue_(&queue), wanted_(wanted), ready_(ready) {}
+        /// For a number that outlives it and wakes the queue whenever it grows.
+        awaiter(wait_queue& queue, std::uint64_t wanted, std::uint64_t const& reached) noexcept
+            : queue_(&queue), wanted_(wanted), reached_(&reached) {}
         awaiter(awaiter const&) = delete;
         auto operator=(awaiter const&) -> awaiter& = delete;
         ~awaiter() { leave(); }
 
-        [[nodiscard]] auto await_ready() const noexcept -> bool { return ready_; }
+        [[nodiscard]] auto await_ready() const noexcept -> bool { return *reached_ >= wanted_; }
         [[nodiscard]] auto await_suspend(std::coroutine_handle<> self, environment const* inherited) -> bool {
             handle = self;
             env = inherited;
@@ -84,7 +85,7 @@ public:
         awaiter* beside_ = nullptr; ///< in a wait_list
         awaiter** place_ = nullptr; ///< what points here in a wait_list, if in one
         std::uint64_t wanted_;
-        bool ready_;
+        std::uint64_t const* reached_;
         bool cancelled_ = false;
         on_stop_request<awaiter> stop_{};
     };
@@ -149,7 +150,7 @@ public:
     [[nodiscard]] auto value() const noexcept -> std::uint64_t { return value_; }
     /// `co_await counter.reached(n)` goes on when the counter is at least n; throws `cancelled` if stopped before.
     [[nodiscard]] auto reached(std::uint64_t wanted) noexcept -> wait_queue::awaiter {
-        return {waiting_, wanted, value_ >= wanted};
+        return {waiting_, wanted, value_};
     }
     void advance(std::uint64_t by = 1) noexcept { waiting_.wake(value_ += by); }
     /// Back to zero, for the next step. Nobody may be waiting.
