@@ -19,6 +19,7 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <type_traits>
@@ -33,6 +34,14 @@ constexpr int size = 1024;
 
 /// A rank that takes long, so that the other has to keep what it sent it.
 int slow_rank = -1;
+
+struct failing {
+    struct saved {};
+    auto parameters() { return std::array<parameter*, 0>{}; }
+    auto forward(context<host_device>&, tensor, saved&) -> tensor { throw std::runtime_error("not today"); }
+    auto backward_input(context<host_device>&, tensor dy, saved&) -> tensor { return dy; }
+    void backward_weight(context<host_device>&, saved&) {}
+};
 
 /// y = 0.9 x + w; keeps eight times as much as its input, and a large copy of its parameter.
 struct heavy {
@@ -138,6 +147,17 @@ auto train(Policy policy, memory_limit const& memory) -> outcome {
 }
 
 } // namespace
+
+TEST_CASE("a layer that fails while it is profiled is what is thrown, and nothing is read that is gone") {
+    constexpr int many = 1 << 24;
+    struct large {
+        [[nodiscard]] std::uint64_t size() const { return 1; }
+        void load(std::uint64_t, host_array& input, host_array&) const { input.resize<float>({many}, dtype::f32); }
+    };
+    model<host_device> layers;
+    layers.add(failing{});
+    for (int i = 0; i < 10; ++i) CHECK_THROWS_WITH(profile_layers(layers, large{}), "not today");
+}
 
 TEMPLATE_TEST_CASE("under a memory limit every rank stays within it by recomputing layers, and no bit changes", "",
                    gpipe, one_f_one_b, dualpipe, dualpipe_v, zb_h1, interleaved<2>, data_parallel<one_f_one_b>) {

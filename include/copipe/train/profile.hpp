@@ -23,10 +23,10 @@ namespace copipe {
 template <device Device, dataset Data>
 [[nodiscard]] auto profile_layers(model<Device> const& layers, Data const& data, int repeats = 3)
     -> std::vector<layer_profile> {
+    host_array input, target; // outlive the device, which reads them
     Device dev;
     auto& stream = dev.open_stream("profile");
     stage<Device> all{layers, 0, static_cast<int>(layers.size()), 1, 0, stream};
-    host_array input, target;
     data.load(0, input, target);
     auto const upload = [&](host_array const& from) {
         tensor to{*stream.memory(), from.sizes(), from.type()};
