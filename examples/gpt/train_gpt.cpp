@@ -21,6 +21,7 @@
 #include <new>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -245,6 +246,10 @@ auto main(int count, char** arguments) -> int {
         return signal == 0 ? 0 : 128 + signal;
     } catch (std::bad_alloc const&) {
         std::cerr << "train_gpt: there is not enough memory; choose a smaller model or fewer micro-batches\n";
+    } catch (std::system_error const& failure) {
+        bool const threads = failure.code() == std::errc::resource_unavailable_try_again;
+        std::cerr << "train_gpt: " << (threads ? "the system starts no more threads; take fewer ranks" : failure.what())
+                  << '\n';
     } catch (std::exception const& failure) {
         std::cerr << "train_gpt: " << failure.what() << '\n';
     }

@@ -14,10 +14,14 @@
 #include <atomic>
 #include <chrono>
 #include <cstddef>
+#include <fstream>
 #include <set>
 #include <stdexcept>
 #include <string>
+#include <sys/resource.h>
+#include <system_error>
 #include <thread>
+#include <unistd.h>
 #include <vector>
 
 using namespace copipe;
@@ -135,6 +139,25 @@ TEST_CASE("when a rank's coroutine cannot be made, none runs") {
     auto const all = [&](int) { return started(); };
     team.run(all);
     CHECK(ran == 3);
+}
+
+TEST_CASE("a team for which there are too few threads throws, and those it has started end") {
+    long pages = 0;
+    std::ifstream{"/proc/self/statm"} >> pages;
+    if (pages >> 28) return; // a terabyte: a sanitizer, which would want more than is left below
+    rlimit before{};
+    REQUIRE((pages > 0 && ::getrlimit(RLIMIT_AS, &before) == 0));
+    rlimit const few{.rlim_cur = static_cast<rlim_t>(pages * ::sysconf(_SC_PAGESIZE)) + (1U << 28U), // thirty stacks
+                     .rlim_max = before.rlim_max};
+    REQUIRE(::setrlimit(RLIMIT_AS, &few) == 0);
+    bool refused = false;
+    try {
+        rank_team const team{1000};
+    } catch (std::system_error const&) {
+        refused = true;
+    }
+    ::setrlimit(RLIMIT_AS, &before);
+    CHECK(refused);
 }
 
 TEST_CASE("teams come and go") {

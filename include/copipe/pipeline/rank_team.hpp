@@ -25,16 +25,16 @@ enum class rank_threads : bool { one_each, calling_thread };
 /// Runs one coroutine per rank, beside each other, and waits for all.
 template <class = void> class basic_rank_team {
 public:
+    /// Throws std::system_error where the system does not give it as many threads.
     explicit basic_rank_team(int ranks, rank_threads threads = rank_threads::one_each)
-        : ranks_(ranks), threads_(threads) {
+        : basic_rank_team(ranks, threads, nullptr) {
         for (int i = 0; i < (threads == rank_threads::one_each ? ranks : 1); ++i) members_.emplace_back();
         if (threads == rank_threads::calling_thread) return;
         for (member& each : members_)
             each.thread = std::thread([&each] { each.exec.run_until([&each] { return each.leaving; }); });
     }
     /// All ranks on the calling thread and on `shared`, which outlives the team.
-    basic_rank_team(int ranks, executor& shared)
-        : ranks_(ranks), threads_(rank_threads::calling_thread), shared_(&shared) {}
+    basic_rank_team(int ranks, executor& shared) : basic_rank_team(ranks, rank_threads::calling_thread, &shared) {}
     basic_rank_team(basic_rank_team const&) = delete;
     auto operator=(basic_rank_team const&) -> basic_rank_team& = delete;
     ~basic_rank_team() {
@@ -75,6 +75,10 @@ public:
     void cancel() { stop_.request_stop(); }
 
 private:
+    /// Once this is done, a constructor that fails ends the threads that it has started: the destructor runs.
+    basic_rank_team(int ranks, rank_threads threads, executor* shared)
+        : ranks_(ranks), threads_(threads), shared_(shared) {}
+
     struct member {
         boost::asio::io_context io{1};
         asio_executor exec{io};
@@ -124,7 +128,7 @@ private:
 
     int ranks_;
     rank_threads threads_;
-    executor* shared_ = nullptr;
+    executor* shared_;
     std::stop_source stop_{};
     std::deque<member> members_{};
 };
