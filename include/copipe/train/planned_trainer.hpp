@@ -47,7 +47,7 @@ public:
     }
 
     /// Trains on the next micro-batches of the dataset; before that, layers move if the balancer says so. Throws
-    /// chunk_error, not_finite, deadlock_error (in virtual time), or what the balancer throws.
+    /// chunk_error, not_finite, update_error, deadlock_error (in virtual time), or what the balancer throws.
     template <dataset Data>
     auto step(Data const& data) -> step_report {
         return train_on({dataset_ref{data}, position_});

@@ -200,12 +200,16 @@ private:
     auto update() -> task<> {
         double const limit = all_->options.clip_norm;
         double const scale = limit > 0 && report_.gradient_norm > limit ? limit / report_.gradient_norm : 1;
-        for_each_parameter([&](parameter& p) {
-            all_->update.update(pipeline_.compute_stream(), p, report_.step + 1, report_.learning_rate, scale);
-        });
-        event const updated = pipeline_.compute_stream().record();
-        co_await updated.completion();
-        updated.check();
+        try {
+            for_each_parameter([&](parameter& p) {
+                all_->update.update(pipeline_.compute_stream(), p, report_.step + 1, report_.learning_rate, scale);
+            });
+            event const updated = pipeline_.compute_stream().record();
+            co_await updated.completion();
+            updated.check();
+        } catch (std::exception const& why) {
+            throw update_error(rank(), report_.step, why.what());
+        }
     }
 
     shared_training<Device, Optimizer>* all_;

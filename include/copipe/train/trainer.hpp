@@ -15,8 +15,8 @@ namespace copipe {
 /// be able to read.
 ///
 /// All ranks' losses, gradients and updates are those of plain training on one device, whatever the policy and the
-/// number of ranks. A step that throws leaves the parameters untouched, and the next one can run. For one thread at a
-/// time.
+/// number of ranks. A step that throws leaves the parameters untouched, and the next one can run; only an update_error
+/// says that it did not. For one thread at a time.
 ///
 /// The balancer is asked between steps and decides when layers move; `static_partition`, the default, never moves any,
 /// and then nothing is measured for it. Moving does not change what is learned.

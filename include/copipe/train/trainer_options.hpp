@@ -81,6 +81,17 @@ public:
     int micro_batch; ///< -1 if all losses are finite but the gradient is not
 };
 
+/// The optimizer failed while it updated a rank's parameters: some may be of this step, others of the one before.
+class update_error : public error {
+public:
+    update_error(int at_rank, std::uint64_t at_step, std::string const& why)
+        : error("rank " + std::to_string(at_rank) + ", update of step " + std::to_string(at_step) + ": " + why +
+                "; some parameters have been updated and others not: load a checkpoint before you go on"),
+          rank(at_rank), step(at_step) {}
+    int rank;
+    std::uint64_t step;
+};
+
 /// How long fit() trains: `steps(1000)` more steps, or `epochs(2)` of the dataset.
 struct steps {
     std::uint64_t count;
