@@ -35,10 +35,11 @@ bool reads(std::string const& text, Number& value) {
     return wrong == std::errc{} && stopped == end;
 }
 
+/// Transforms: CLI11 would read 010 as 8.
 CLI::Validator whole(int least, int most) {
-    return {[=](std::string const& text) -> std::string {
+    return {[=](std::string& text) -> std::string {
                 int given = 0;
-                if (reads(text, given) && least <= given && given <= most) return "";
+                if (reads(text, given) && least <= given && given <= most) return text = std::to_string(given), "";
                 return "must be a whole number from " + std::to_string(least) + " to " + std::to_string(most) +
                        ", not " + text;
             },
@@ -79,16 +80,16 @@ public:
 
     subcommand& size(bool required) {
         app_.add_option("--ranks", to_.size.ranks, "ranks of the pipeline")
-            ->check(whole(1, 65535))
+            ->transform(whole(1, 65535))
             ->type_name("N")
             ->required(required);
         app_.add_option("--micro-batches", to_.size.micro_batches,
                         "micro-batches of a step, of both directions together")
-            ->check(whole(1, 100'000'000))
+            ->transform(whole(1, 100'000'000))
             ->type_name("M")
             ->required(required);
         app_.add_option("--chunks", to_.chunks, "stages on each rank, for the interleaved policies (default 2)")
-            ->check(whole(1, 1024))
+            ->transform(whole(1, 1024))
             ->type_name("V");
         return *this;
     }

@@ -33,6 +33,7 @@ for policy in gpipe one_f_one_b interleaved interleaved_overlapped interleaved_z
     expect 0 "^<svg .*" schedule --policy "$policy" --ranks 4 --micro-batches 8 --format svg
     expect 0 '^rank 3 ' schedule --policy "$policy" --ranks 4 --micro-batches 8 --format text
 done
+expect 0 '^rank 9 ' schedule --policy gpipe --ranks 010 --micro-batches 08 --format text
 expect 0 '^0F0,0F1,0F2,0F3,0B0,0F4' schedule --policy one_f_one_b --ranks 4 --micro-batches 8
 expect 0 '"0F0"' schedule --policy interleaved --ranks 2 --micro-batches 4 --chunks 3 --format json
 "$copipe" schedule --policy dualpipe --ranks 4 --micro-batches 10 | "$copipe" check - | grep -q bidirectional ||

@@ -53,9 +53,10 @@ std::string positive(std::string const& text) {
     return fits ? "" : "must be a number above 0, not " + text;
 }
 
-std::string any_seed(std::string const& text) {
+std::string any_seed(std::string& text) {
     std::uint64_t value = 0;
-    return reads(text, value) ? "" : "must be a whole number from 0 to 2^64-1, not " + text;
+    if (reads(text, value)) return text = std::to_string(value), "";
+    return "must be a whole number from 0 to 2^64-1, not " + text;
 }
 
 std::string known_balancer(std::string const& text) {
@@ -80,7 +81,7 @@ std::optional<std::size_t> read_bytes(std::string text) {
     if (unit != std::string::npos) text.pop_back();
     std::size_t const shift = unit == std::string::npos ? 0 : 10 * (unit + 1);
     std::uint64_t count = 0;
-    if (!reads(text, count) || count == 0 || count >> (63 - shift) != 0) return {};
+    if (!reads(text, count) || count == 0 || count >> (50 - shift) != 0) return {};
     return count << shift;
 }
 
@@ -93,15 +94,15 @@ std::string known_policy(std::string const& text) {
     return "there is no policy " + text + "; choose one of " + known;
 }
 
-/// `name` takes a whole number from `least` to `most`.
+/// `name` takes a whole number from `least` to `most`. CLI11 would read 010 as 8.
 template <class Integer>
 void count(CLI::App& app, std::string const& name, Integer& value, long least, long most, std::string const& what) {
-    auto const check = [=](std::string const& text) -> std::string {
+    auto const plain = [=](std::string& text) -> std::string {
         long given = 0;
-        if (reads(text, given) && least <= given && given <= most) return "";
+        if (reads(text, given) && least <= given && given <= most) return text = std::to_string(given), "";
         return "must be a whole number from " + std::to_string(least) + " to " + std::to_string(most) + ", not " + text;
     };
-    app.add_option(name, value, what)->check(CLI::Validator(check, ""))->type_name("N")->capture_default_str();
+    app.add_option(name, value, what)->transform(CLI::Validator(plain, ""))->type_name("N")->capture_default_str();
 }
 
 void file(CLI::App& app, std::string const& name, std::string& value, std::string const& what) {
@@ -132,7 +133,7 @@ void add_options(CLI::App& app, options& to) {
         ->type_name("X")
         ->capture_default_str();
     app.add_option("--seed", to.seed, "of the first weights, the order of the data, the sample")
-        ->check(CLI::Validator(any_seed, ""))
+        ->transform(CLI::Validator(any_seed, ""))
         ->type_name("N")
         ->capture_default_str();
     count(app, "--eval-every", to.eval_every, 0, many, "steps between measuring the loss on held-out text; 0: never");
@@ -227,6 +228,8 @@ struct named_file {
 void require_own_files(options const& asked) {
     std::vector<named_file> files{
         {"--log", asked.log}, {"--timeline", asked.timeline}, {"--checkpoint", asked.checkpoint}};
+    if (asked.fingerprints != "cache" && asked.fingerprints != "none")
+        files.emplace_back("--fingerprints", asked.fingerprints);
     std::size_t const written = files.size();
     for (auto const& each : asked.data) files.emplace_back("--data", each);
     files.emplace_back("--resume", asked.resume);

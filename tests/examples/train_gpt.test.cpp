@@ -60,6 +60,13 @@ TEST_CASE("another seed gives another run, the same seed the same run and the sa
     CHECK(here.logged("log") != losses);
 }
 
+TEST_CASE("a number with a zero before it is the same number") {
+    workplace const here;
+    auto const plain = here.losses({"--steps", "10", "--seed", "13"});
+    CHECK(plain.size() == 10);
+    CHECK(here.losses({"--steps", "010", "--seed", "013"}) == plain);
+}
+
 TEST_CASE("Ctrl-C finishes the step and saves, and any policy and number of ranks resumes exactly") {
     workplace const here;
     auto const steps = static_cast<std::size_t>(std::max(150, cases(400))); // enough to be interrupted twice
@@ -156,7 +163,7 @@ TEST_CASE("what is wrong with the input is said in one line, with exit code 2, a
         {{"--fingerprints", "none"}, "--balance balanced"},
         {{"--memory-limit", "0"}, "--memory-limit"},
         {{"--memory-limit", "300X"}, "300X"},
-        {{"--memory-limit", "99999999999999G"}, "--memory-limit"},
+        {{"--memory-limit", "8589934591G"}, "--memory-limit"},
         {{"--memory-limit", "10K"}, "under the best partition"},
         {{"--compare", "--memory-limit", "1G"}, "--memory-limit"},
         {{"--slow", "1"}, "RANK=FACTOR@STEP"},
@@ -176,6 +183,7 @@ TEST_CASE("what is wrong with the input is said in one line, with exit code 2, a
         {{"--resume", "good", "--log", "./good"}, "--log"},
         {{"--timeline", "good", "--checkpoint", "good"}, "--timeline"},
         {{"--data", "text", "--checkpoint", "text"}, "--data"},
+        {{"--balance", "balanced", "--fingerprints", "good", "--resume", "good"}, "--fingerprints and --resume"},
     };
     for (auto const& [arguments, named] : wrong) {
         bool const compares = arguments.front() == "--compare"; // writes no log
