@@ -8,11 +8,11 @@
 #include "copipe/pipeline/dataset.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <span>
 #include <string>
 #include <utility>
@@ -126,7 +126,8 @@ private:
 
     void append(std::filesystem::path const& file) {
         std::ifstream stream{file, std::ios::binary};
-        bytes_.insert(bytes_.end(), std::istreambuf_iterator<char>{stream}, {});
+        for (std::array<char, 1 << 16> some; stream.read(some.data(), some.size()), stream.gcount() > 0;)
+            bytes_.insert(bytes_.end(), some.begin(), some.begin() + stream.gcount());
         if (!stream.is_open() || stream.bad()) throw corpus_error(file, "cannot be read: check its permissions");
     }
 
