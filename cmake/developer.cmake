@@ -63,7 +63,7 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang" AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
         target_precompile_headers(copipe_precompiled PRIVATE <algorithm> <atomic> <chrono> <cmath> <deque> <filesystem>
             <fstream> <functional> <future> <map> <memory_resource> <mutex> <numeric> <optional> <random> <span>
             <sstream> <stop_token> <string> <thread> <tuple> <variant> <vector> <boost/asio/io_context.hpp>
-            <boost/asio/ip/tcp.hpp> <boost/asio/steady_timer.hpp> <nlohmann/json.hpp>)
+            <boost/asio/ip/tcp.hpp> <boost/asio/steady_timer.hpp>)
         copipe_precompile(${PROJECT_SOURCE_DIR})
     endfunction()
     cmake_language(DEFER CALL copipe_precompile_all)
