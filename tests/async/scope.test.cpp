@@ -309,6 +309,28 @@ TEST_CASE("a pair inside a pair, and a scope inside a pair, run to their end") {
     CHECK(order == "abab.c!d");
 }
 
+TEST_CASE("while both sides of a pair inside a pair wait, the outer partner has its turn") {
+    executor exec;
+    one_shot_event first, second;
+    std::string order;
+    auto const inner = [&]() -> task<> {
+        co_await alternate(steps_around_wait('a', first, order), steps_around_wait('b', second, order));
+        order += '.';
+    };
+    auto const outer = [&]() -> task<> {
+        order += '1';
+        first.set();
+        co_await let_partner_run{};
+        order += '2';
+        second.set();
+        co_await let_partner_run{};
+        order += '3';
+    };
+    auto const both = [&]() -> task<> { co_await alternate(inner(), outer()); };
+    run(exec, both());
+    CHECK(order == "ab1a2bab.3");
+}
+
 TEST_CASE("cancelling a pair ends the waits of both sides") {
     executor exec;
     one_shot_event never;

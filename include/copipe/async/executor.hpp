@@ -157,19 +157,28 @@ private:
 /// the other side then runs as soon as it can. The order of their steps therefore does not depend on timing.
 class alternation {
 public:
-    /// Side 0 is about to run; side 1 will start with `second`.
-    void prime(std::coroutine_handle<> second) noexcept { next_[1] = second; }
+    /// Side 0 is about to run, in the environment `around`; side 1 will start with `second`.
+    void prime(environment const& around, std::coroutine_handle<> second) noexcept {
+        around_ = &around;
+        next_[1] = second;
+    }
 
     /// The side can go on with `next`: at once if it has the turn, else when the turn comes.
     void ready(int side, std::coroutine_handle<> next) {
         next_[side] = next;
-        if (turn_ == side) take(side).resume();
+        if (turn_ != side) return;
+        if (around_->pair)
+            around_->pair->ready(around_->side, take(side));
+        else
+            take(side).resume();
     }
 
-    /// The side has suspended: whom to run now. A noop coroutine when the other side is not ready yet.
+    /// The side has suspended: whom to run now. When the other side is not ready yet either, the partner of a pair
+    /// around this one, or a noop coroutine.
     [[nodiscard]] auto yield(int side) noexcept -> std::coroutine_handle<> {
         if (!done_[1 - side]) turn_ = 1 - side;
-        return next_[turn_] ? take(turn_) : std::noop_coroutine();
+        if (next_[turn_]) return take(turn_);
+        return around_->pair ? around_->pair->yield(around_->side) : std::noop_coroutine();
     }
 
     /// The side suspends only to let its partner run: it is ready again already.
@@ -187,6 +196,7 @@ public:
 private:
     auto take(int side) noexcept -> std::coroutine_handle<> { return std::exchange(next_[side], nullptr); }
 
+    environment const* around_ = nullptr;
     std::coroutine_handle<> next_[2]{};
     bool done_[2]{};
     int turn_ = 0;

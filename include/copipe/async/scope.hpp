@@ -131,7 +131,7 @@ public:
         for (int side : {0, 1})
             env_[side] = {inherited->exec, inherited->stop, inherited->waits, &turns_, side};
         first_ = a_.prepare(*this, env_[0]);
-        turns_.prime(b_.prepare(*this, env_[1]));
+        turns_.prime(*inherited, b_.prepare(*this, env_[1]));
         return first_;
     }
     /// Both results (std::monostate for void); throws a's failure, else b's.
