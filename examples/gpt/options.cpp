@@ -128,7 +128,8 @@ void add_options(CLI::App& app, options& to) {
     count(app, "--steps", to.steps, 1, many, "steps to train, those before a resumption included");
     count(app, "--micro-batch-size", to.micro_batch_size, 1, 65'536, "pieces of text, each as long as the context");
     app.add_option("--learning-rate", to.learning_rate,
-                   "its peak, after a warm-up over the first tenth of the\nsteps, at most 100, and before a cosine decay to a tenth")
+                   "its peak, after a warm-up over the first tenth of the\nsteps, at most 100, and before a "
+                   "cosine decay to a tenth")
         ->check(CLI::Validator(positive, ""))
         ->type_name("X")
         ->capture_default_str();
