@@ -196,6 +196,34 @@ TEST_CASE("a checkpoint of another model is refused, naming the tensor, and noth
     CHECK(train(large, 0) == before);
 }
 
+TEST_CASE("parameters that are not finite are not saved over those that are") {
+    temporary_folder const folder;
+    trainer_options<> reckless = options(2);
+    reckless.learning_rate = [](std::uint64_t step) { return step < 1 ? 0.02 : 1e39; };
+    trainer<gpipe> with{toy::network(4), reckless};
+    train(with, 1);
+    with.save(folder / "good");
+    std::string const good = contents(folder / "good");
+    train(with, 1);
+    CHECK_THROWS_AS(with.save(folder / "good"), checkpoint_error);
+    CHECK_THROWS_WITH(with.save(folder / "good"), says("layers.0.w is not finite") && says("after step 2"));
+    CHECK(contents(folder / "good") == good);
+}
+
+TEST_CASE("what on_step throws ends fit, and the step is saved") {
+    temporary_folder const folder;
+    trainer<gpipe> with{toy::network(4), options(2)};
+    fit_options const fit{.on_step = [](step_report const& each) {
+                              if (each.step == 2) throw std::runtime_error("the log is full");
+                          },
+                          .checkpoint = folder / "kept"};
+    CHECK_THROWS_WITH(with.fit(toy::numbers{}, steps{9}, fit), says("the log is full"));
+    trainer<gpipe> resumed{toy::network(4), options(2)};
+    resumed.load(folder / "kept");
+    CHECK(resumed.steps_done() == 3);
+    CHECK(train(resumed, 2) == train(with, 2));
+}
+
 TEST_CASE("a step that throws leaves parameters and position untouched, and the next one runs") {
     trainer<dualpipe> with{toy::network(8), options(4)};
     trainer<dualpipe> undisturbed{toy::network(8), options(4)};

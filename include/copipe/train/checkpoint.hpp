@@ -8,7 +8,9 @@
 #include "copipe/train/safetensors_reader.hpp"
 #include "copipe/train/safetensors_writer.hpp"
 
+#include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -87,7 +89,8 @@ struct stored_tensor {
 };
 
 /// Writes a checkpoint, which appears whole or not at all: `read` fills in each tensor's values, in order. Where a file
-/// has several processes' tensors, one of them `writes` and the others only read. Throws file_error.
+/// has several processes' tensors, one of them `writes` and the others only read. Throws file_error, and
+/// checkpoint_error for a parameter that is not finite: with such no training could go on.
 template <class = void>
 void write_checkpoint(std::string const& file, bool writes, training_position const& where,
                       std::vector<stored_tensor> const& tensors,
@@ -104,7 +107,12 @@ void write_checkpoint(std::string const& file, bool writes, training_position co
     std::vector<float> values;
     for (stored_tensor const& each : tensors) {
         read(each, values);
-        if (writer) writer->write(each.name, values.data(), values.size() * sizeof(float));
+        if (!writer) continue;
+        if (each.state == 0 && !std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); }))
+            throw checkpoint_error(file, "stays as it was: after step " + std::to_string(where.step) + " " + each.name +
+                                             " is not finite; go on from an earlier checkpoint at a lower learning "
+                                             "rate");
+        writer->write(each.name, values.data(), values.size() * sizeof(float));
     }
     if (writer) writer->commit();
 }

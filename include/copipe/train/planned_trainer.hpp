@@ -72,7 +72,7 @@ public:
     }
 
     /// Writes parameters, optimizer state, step and data position to a safetensors file, which appears whole or not at
-    /// all. Throws file_error.
+    /// all. Throws file_error, and checkpoint_error if a parameter is not finite.
     void save(std::string const& file) {
         write_checkpoint(file, ranks_.first() == 0, {step_, position_}, stored(parameters()),
                          [this](stored_tensor const& each, std::vector<float>& into) { state_.read(each, into, 0); });
@@ -227,7 +227,12 @@ private:
         while (done < count && !is_stopped(options.stop)) {
             step_report const report = train_on({data, position_});
             ++done;
-            if (options.on_step) options.on_step(report);
+            try {
+                if (options.on_step) options.on_step(report);
+            } catch (...) { // other processes would have to save, too, and know nothing of it
+                if (!options.checkpoint.empty() && ranks_.has_all()) save(options.checkpoint);
+                throw;
+            }
             bool const due = options.checkpoint_every != 0 && step_ % options.checkpoint_every == 0;
             if (due && done < count && !options.checkpoint.empty()) save(options.checkpoint);
         }
