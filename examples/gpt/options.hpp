@@ -28,7 +28,7 @@ struct options {
     copipe::shape pipeline{.ranks = 2, .micro_batches = 32};
     config model{.blocks = 8, .width = 128, .heads = 4, .context = 128};
     int micro_batch_size = 2;
-    std::uint64_t steps = 200;
+    std::uint64_t steps = 160;
     double learning_rate = 3e-3;
     std::uint64_t seed = 1;
     std::vector<std::filesystem::path> data{};
