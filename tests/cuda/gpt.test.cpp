@@ -209,7 +209,7 @@ using gpt_trainer = trainer<dualpipe_v, cuda_device>;
 
 } // namespace
 
-TEST_CASE("in bf16 a step rounds each weight once, however many micro-batches and products it is in", "[one_thread]") {
+TEST_CASE("in bf16 a step rounds each weight once, however many micro-batches and products it is in") {
     in_bf16 const on;
     auto const rounds = [&](int micro_batches) {
         gpt_trainer trained{gpt::make_model<cuda_device>(small), {.ranks = 2, .micro_batches = micro_batches}};
@@ -227,7 +227,7 @@ TEST_CASE("in bf16 a step rounds each weight once, however many micro-batches an
     CHECK(4 * six_forward - 3 * eight_forward == weights);
 }
 
-TEST_CASE("in bf16 a step multiplies by the weights as the one before has left them", "[one_thread]") {
+TEST_CASE("in bf16 a step multiplies by the weights as the one before has left them") {
     in_bf16 const on;
     temporary_folder const folder;
     std::string const file = folder / "checkpoint.safetensors";
