@@ -207,6 +207,8 @@ private:
             event const updated = pipeline_.compute_stream().record();
             co_await updated.completion();
             updated.check();
+        } catch (cancelled const&) {
+            throw; // another's failure, not the optimizer's
         } catch (std::exception const& why) {
             throw update_error(rank(), report_.step, why.what());
         }
