@@ -104,7 +104,7 @@ struct epochs {
 
 /// What fit() does besides training.
 struct fit_options {
-    std::function<void(step_report const&)> on_step{}; ///< what it throws ends fit, which saves first
+    std::function<void(step_report const&)> on_step{}; ///< if it throws, fit ends; it saves if all ranks are here
     std::string checkpoint{};           ///< file; saved at the end, and when stopped; nowhere if empty
     std::uint64_t checkpoint_every = 0; ///< steps; 0: only at the end
     std::stop_token stop{};             ///< finishes the step under way, saves, and returns
